@@ -1,0 +1,41 @@
+# Every target goes through `setup`, so each of them works in a fresh clone.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+HEAVY  := tpu_compiler or cuda_compiler or ray or slurm or chromium
+
+.PHONY: setup quickstart demo test test-all lint clean
+
+setup: $(STAMP)
+
+# The stamp is written last: an interrupted installation is taken up again.
+$(STAMP): setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+quickstart: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
+
+demo: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" OUT=runs/demo WORLD=demo CLIPS=12000 AE_CONFIG=configs/autoencoder_demo.py \
+	  DIT_CONFIG=configs/dit_demo.py PROMPTS=launch/prompts_demo.txt TITLE="Text to video on one machine, from nothing" bash launch/quickstart.sh
+
+# Two workers, each with one core's worth of work; a file stays on one worker, so its fixtures are built once.
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(HEAVY))"
+
+# The tests that need heavier installs. pytest's exit code 5 ("no tests collected") is the honest state while
+# no such test exists, and nothing else is let through.
+test-all: setup
+	$(BIN)/python -m pytest -m "$(HEAVY)" || test $$? -eq 5
+
+lint: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf runs .cache .pytest_cache .ruff_cache build *.egg-info

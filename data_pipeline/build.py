@@ -1,0 +1,304 @@
+"""A folder of videos and images to clip shards: `sora-jax data build`.
+
+Two steps. *Ingest*, parallel over inputs: each verdict (`ingest.py`) is staged in `DIR/.staging`, keyed by the path,
+the content and the options, so that a killed build continues. *Assemble*, in one process and in sorted order: groups,
+split, tokenizer, captions, shards. The second step is a pure function of the first, so the shards are the same bytes
+whatever happened on the way. `DIR/inputs.jsonl` says what became of every input, `DIR/rejected.jsonl` why not.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.ingest import REENCODED, Clip, Verdict, ingest, verdict_from_plain, verdict_to_plain
+from data_pipeline.records import Caption, ClipRecord
+from data_pipeline.shards import Manifest, ShardWriter
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.walk import (
+    DROID_GROUP,
+    CaptionLine,
+    find_inputs,
+    group_of,
+    group_pattern,
+    heldout_groups,
+    printable,
+    read_captions,
+)
+
+logger = logging.getLogger(__name__)
+
+BUILD_VERSION = 1  # part of every key: raise it when the same input gives other clips
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Options that decide what is in the shards; a finished data set is only reused for equal ones."""
+
+    heldout_fraction: float = 0.05
+    group_regex: str = DROID_GROUP
+    max_seconds: float = 20.0
+    records_per_shard: int = 1024
+    vocab_size: int = 8192
+    license: str = "unknown"
+
+    def check(self) -> None:
+        if not 0 <= self.heldout_fraction < 1:
+            raise UserError(f"heldout_fraction={self.heldout_fraction} must be at least 0 and below 1")
+        if self.max_seconds <= 0:
+            raise UserError(f"max_seconds={self.max_seconds} must be above 0")
+        group_pattern(self.group_regex)
+
+
+@dataclass(frozen=True)
+class Input:
+    path: str
+    verdict: Verdict
+    lines: tuple[CaptionLine, ...]
+    group: str
+
+
+def build(
+    videos: Path | str,
+    out: Path | str,
+    config: BuildConfig,
+    captions: Path | str | None = None,
+    tokenizer: Path | str | None = None,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Builds the data set and returns its counts. Calls `on_progress(inputs done, inputs)`.
+
+    Raises `UserError` for bad options, an empty folder, no usable input at all, a full disk, or if DIR holds a
+    finished data set of other inputs or options.
+    """
+    videos, out = Path(videos), Path(out)
+    config.check()
+    lines = read_captions(None if captions is None else Path(captions), videos)
+    loaded = None if tokenizer is None else Tokenizer.load(tokenizer)
+    paths = find_inputs(videos, exclude=out)
+    unmatched = len(set(lines) - set(paths))
+    if unmatched:
+        logger.warning("%d captioned files are not in %s", unmatched, videos)
+    try:
+        if (out / "manifest.json").exists():
+            manifest = _finished(videos, out, paths, lines, config, loaded, workers)
+        else:
+            verdicts = _stage_all(videos, out, paths, config, workers, on_progress)
+            pattern = group_pattern(config.group_regex)
+            inputs = [
+                Input(path, verdicts[path], tuple(own := lines.get(path, [])), group_of(path, own, pattern))
+                for path in paths
+            ]
+            manifest = _assemble(videos, out, inputs, config, loaded)
+            shutil.rmtree(out / ".staging", ignore_errors=True)
+    except OSError as error:
+        raise from_os_error(error, f"building {out}") from error
+    return {
+        "inputs": manifest.metadata["inputs"],
+        "clips": sum(manifest.counts.values()),
+        "rejected": manifest.metadata["rejected"],
+        "train": manifest.counts["train"],
+        "heldout": manifest.counts["heldout"],
+        "hours": round(manifest.durations_s["total"] / 3600, 4),
+        "captions": manifest.num_captions,
+        "captions_unmatched": unmatched,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def _finished(
+    videos: Path,
+    out: Path,
+    paths: list[str],
+    lines: dict[str, list[CaptionLine]],
+    config: BuildConfig,
+    tokenizer: Tokenizer | None,
+    workers: int,
+) -> Manifest:
+    """The manifest of a finished data set, if it was built from the same; only checksums are read."""
+    manifest = Manifest.load(out)
+    if manifest.metadata.get("options") != asdict(config):
+        raise UserError(f"{out} holds a data set built with other options: choose another --out or delete it")
+    with ThreadPoolExecutor(workers) as pool:
+        checksums = pool.map(lambda path: _checksum(videos / path), paths)
+        key = _build_key(dict(zip(paths, checksums, strict=True)), lines, config, tokenizer)
+    if manifest.metadata.get("build_key") != key:
+        raise UserError(f"{out} holds a data set of other inputs or captions: choose another --out or delete it")
+    return manifest
+
+
+def _stage_all(
+    videos: Path,
+    out: Path,
+    paths: list[str],
+    config: BuildConfig,
+    workers: int,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Verdict]:
+    """The verdict on every path. A decoder that crashes its process costs only the file that made it crash.
+
+    After a crash the files that may have been in flight (the pool queues one more than it runs) get a process each.
+    """
+    staging = out / ".staging"
+    staging.mkdir(parents=True, exist_ok=True)
+    verdicts: dict[str, Verdict] = {}
+    left = list(paths)
+    while left:
+        for path, verdict in _stage_in_pool(videos, staging, left, config, workers):
+            verdicts[path] = verdict
+            on_progress(len(verdicts), len(paths))
+        left = [path for path in left if path not in verdicts]
+        for path in left[: 2 * workers + 1]:
+            logger.warning("a process died: %s runs on its own", path)
+            alone = dict(_stage_in_pool(videos, staging, [path], config, 1))
+            verdicts[path] = alone.get(path, Verdict("", rejected="it crashes the decoder"))
+            on_progress(len(verdicts), len(paths))
+        left = [path for path in left if path not in verdicts]
+    return verdicts
+
+
+def _stage_in_pool(
+    videos: Path, staging: Path, paths: list[str], config: BuildConfig, workers: int
+) -> Iterator[tuple[str, Verdict]]:
+    """Verdicts as they come; stops where a process dies."""
+    with ProcessPoolExecutor(max(1, min(workers, len(paths))), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_stage, videos, staging, path, config.max_seconds): path for path in paths}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], verdict_from_plain(msgpack.unpackb(future.result().read_bytes()))
+            except BrokenProcessPool:
+                return
+
+
+def _stage(videos: Path, staging: Path, path: str, max_seconds: float) -> Path:
+    """Ingests one input unless an earlier run has; returns the staged verdict's file."""
+    checksum = _checksum(videos / path)
+    key = json.dumps([BUILD_VERSION, REENCODED, printable(path), checksum, max_seconds])
+    staged = staging / hashlib.sha256(key.encode()).hexdigest()
+    if not staged.exists():
+        packed = msgpack.packb(verdict_to_plain(ingest(videos / path, max_seconds)))
+        partial_path = staged.with_suffix(".part")
+        partial_path.write_bytes(packed)
+        partial_path.replace(staged)
+    return staged
+
+
+def _checksum(path: Path) -> str:
+    if not path.is_file():  # a dangling link; a pipe would block for ever
+        return ""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _assemble(
+    videos: Path,
+    out: Path,
+    inputs: list[Input],
+    config: BuildConfig,
+    tokenizer: Tokenizer | None,
+) -> Manifest:
+    """Shards from verdicts."""
+    usable = [item for item in inputs if item.verdict.clips]
+    held = heldout_groups({item.group for item in usable}, config.heldout_fraction)
+    _write_outcomes(out, inputs, held)
+    if not usable:
+        raise UserError(f"none of the {len(inputs)} inputs in {videos} is usable: {out}/rejected.jsonl says why")
+    checksums = {item.path: item.verdict.checksum for item in inputs}
+    metadata = {
+        "build_key": _build_key(checksums, {item.path: list(item.lines) for item in inputs}, config, tokenizer),
+        "options": asdict(config),
+        "inputs": len(inputs),
+        "rejected": len(inputs) - len(usable),
+    }
+    if tokenizer is None:
+        texts = [line.text for item in usable if item.group not in held for line in item.lines]
+        tokenizer = Tokenizer.train(texts, config.vocab_size)
+    writer = ShardWriter(out, "clip", config.records_per_shard, tokenizer, metadata)
+    for item in usable:
+        for clip in item.verdict.clips:
+            writer.write(_record(videos, item, clip, "heldout" if item.group in held else "train", config, tokenizer))
+    return writer.finish()
+
+
+def _build_key(
+    checksums: dict[str, str], lines: dict[str, list[CaptionLine]], config: BuildConfig, tokenizer: Tokenizer | None
+) -> str:
+    """What decides the shards: contents by path, captions, options and a given tokenizer."""
+    parts = [
+        [printable(p), digest, [asdict(line) for line in lines.get(p, [])]] for p, digest in sorted(checksums.items())
+    ]
+    fingerprint = None if tokenizer is None else tokenizer.fingerprint
+    return hashlib.sha256(json.dumps([BUILD_VERSION, asdict(config), fingerprint, parts]).encode()).hexdigest()
+
+
+def _record(videos: Path, item: Input, clip: Clip, split: str, config: BuildConfig, tokenizer: Tokenizer) -> ClipRecord:
+    video = clip.video if clip.video is not None else (videos / item.path).read_bytes()
+    checksum = hashlib.sha256(video).hexdigest()
+    if clip.video is None and checksum != item.verdict.checksum:
+        raise UserError(f"{videos / item.path} changed during the build: run it again")
+    return ClipRecord(
+        clip_id=printable(item.path) + clip.suffix,
+        source_id=printable(item.path),
+        group_id=item.group,
+        split=split,
+        video=video,
+        media_type=clip.media_type,
+        start_s=0.0,
+        end_s=clip.num_frames / clip.fps,
+        fps=clip.fps,
+        num_frames=clip.num_frames,
+        height=clip.height,
+        width=clip.width,
+        crop=(0, 0, clip.height, clip.width),
+        colour=clip.colour,
+        license=next((line.license for line in item.lines if line.license), config.license),
+        checksum=checksum,
+        captions=tuple(
+            Caption(line.text, line.source, line.language, tokenizer.num_tokens(line.text))
+            for line in item.lines
+            if line.text
+        ),
+        scores=clip.scores,
+    )
+
+
+def _write_outcomes(out: Path, inputs: list[Input], held: set[str]) -> None:
+    """`inputs.jsonl`: a line an input; `rejected.jsonl`: path and reason of those without a clip."""
+    outcomes, rejected = [], []
+    for item in inputs:
+        path, verdict = printable(item.path), item.verdict
+        if verdict.rejected:
+            rejected.append({"path": path, "reason": verdict.rejected})
+            outcomes.append({"path": path, "outcome": "rejected", "why": verdict.rejected})
+            continue
+        first = verdict.clips[0]
+        outcomes.append(
+            {
+                "path": path,
+                "outcome": "kept" if first.video is None else "encoded again",
+                "split": "heldout" if item.group in held else "train",
+                "clips": len(verdict.clips),
+                "frames": sum(clip.num_frames for clip in verdict.clips),
+                "size": f"{first.width}x{first.height}",
+                "fps": round(first.fps, 3),
+                "why": "; ".join(verdict.notes) or "plays as it is",
+            }
+        )
+    for name, lines in (("inputs.jsonl", outcomes), ("rejected.jsonl", rejected)):
+        partial_path = out / f".{name}.part"
+        partial_path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+        partial_path.replace(out / name)

@@ -1,0 +1,266 @@
+"""Clip shards → latent shards: windows of clips through an encoder that is passed in as a function.
+
+Each clip is cut into windows of `1 + c n` frames (a latent window is legal only if it starts at latent 0 of an
+encoding), scaled down to a short side, cropped to what the encoder can divide, and encoded in batches of one shape.
+Work is done in blocks of clips that are kept under `OUT/.encoding`: a killed job goes on with the next block, and the
+same input gives the same shards.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from data_pipeline.errors import UserError
+from data_pipeline.records import Caption, ClipRecord, LatentRecord, pack_record, unpack_record
+from data_pipeline.shards import Manifest, ShardReader, ShardWriter
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.video_io import decode_record, resize_and_crop
+
+EncodeFn = Callable[[UInt8[np.ndarray, "B T Y X 3"]], Float32[np.ndarray, "B F H W C"]]
+CLIPS_PER_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The encoder as data sees it. `statistics` are the per-channel (mean, deviation) of its latents."""
+
+    encode: EncodeFn
+    temporal_compression: int
+    spatial_compression: int
+    fingerprint: str
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """How clips become windows. `max_frames` is cut down to the next `1 + c n`; `short_side` 0 keeps the size (it is
+    never enlarged); `fps` 0 keeps the rate; sizes become multiples of `latent_multiple` latents."""
+
+    max_frames: int = 65
+    short_side: int = 0
+    fps: float = 0.0
+    latent_multiple: int = 1
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if (
+            self.max_frames < 1
+            or self.latent_multiple < 1
+            or self.batch_size < 1
+            or self.short_side < 0
+            or self.fps < 0
+        ):
+            raise UserError(f"windows need positive sizes, not {self}")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pixels of one window and the clip that it comes from."""
+
+    record: ClipRecord
+    frames: UInt8[np.ndarray, "T Y X 3"]
+    fps: float
+    start_s: float
+
+
+def cut_windows(record: ClipRecord, cfg: WindowConfig, temporal: int, spatial: int) -> list[Window]:
+    """The legal windows of one clip. Raises UserError when it does not decode or is smaller than one latent."""
+    frames, fps = decode_record(record, fps=min(cfg.fps, record.fps) if cfg.fps else None)
+    frames = fit_size(frames, cfg.short_side, spatial * cfg.latent_multiple)
+    longest = _legal(cfg.max_frames, temporal)
+    windows = []
+    for start in range(0, len(frames), longest):
+        length = _legal(min(longest, len(frames) - start), temporal)
+        if start and length < min(longest, 1 + temporal):
+            break  # what is left of a long clip is too short to show motion
+        window = frames[start : start + length]
+        windows.append(Window(record, window, fps, record.start_s + start / fps))
+    return windows
+
+
+def fit_size(frames: UInt8[np.ndarray, "T Y X 3"], short_side: int, multiple: int) -> UInt8[np.ndarray, "T y x 3"]:
+    """Scaled down to `short_side` (0: not at all), sides cut to multiples. Raises UserError for smaller frames."""
+    height, width = frames.shape[1:3]
+    scale = min(1.0, short_side / min(height, width)) if short_side else 1.0
+    target = [round(n * scale) // multiple * multiple for n in (height, width)]
+    if min(target) < multiple:
+        raise UserError(f"{width}x{height} pixels are less than the {multiple}x{multiple} that the encoder needs")
+    return resize_and_crop(frames, *target)
+
+
+def encode_latents(
+    data: Path, out: Path, encoding: Encoding, cfg: WindowConfig, on_clip: Callable[[], Any]
+) -> dict[str, Any]:
+    """Encodes every clip of `data` into a latent data set at `out`; returns counts. `on_clip` is called for each clip.
+
+    Raises UserError when `out` holds other latents or nothing can be encoded.
+    """
+    reader = ShardReader(data, kind="clip")
+    described = _description(reader.manifest, encoding, cfg)
+    if (out / "manifest.json").exists():
+        return _finished(out, described)
+    staging = out / ".encoding" / described["options"]
+    staging.mkdir(parents=True, exist_ok=True)
+    total = reader.num_records()
+    for block, first in enumerate(range(0, total, CLIPS_PER_BLOCK)):
+        numbers = range(first, min(first + CLIPS_PER_BLOCK, total))
+        _encode_block(staging / f"{block:06d}.msgpack", reader, numbers, encoding, cfg, on_clip)
+    return _assemble(out, staging, data, described)
+
+
+def estimate_statistics(
+    reader: ShardReader, encode: EncodeFn, cfg: WindowConfig, compression: tuple[int, int], num_clips: int = 256
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and deviation of the latents of up to `num_clips` training clips, evenly spaced."""
+    records = reader.index.select("train")
+    chosen = records[np.unique(np.linspace(0, len(records) - 1, min(num_clips, len(records))).astype(int))]
+    windows, rejected = _windows(reader, chosen, cfg, compression)
+    if not windows:
+        raise UserError(
+            f"none of {len(chosen)} clips can be encoded: {rejected[0]['reason'] if rejected else 'no clips'}"
+        )
+    values = np.concatenate([a.reshape(-1, a.shape[-1]) for a in _encode_windows(windows, encode, cfg.batch_size)])
+    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    # A dead channel has no deviation: dividing by a tiny one would blow rounding noise up into a signal.
+    return tuple(map(float, mean)), tuple(map(float, np.maximum(std, 1e-2 * std.max() + 1e-6)))
+
+
+def _legal(num_frames: int, temporal: int) -> int:
+    return 1 + (num_frames - 1) // temporal * temporal
+
+
+def _description(manifest: Manifest, encoding: Encoding, cfg: WindowConfig) -> dict[str, str]:
+    facts = [manifest.fingerprint, encoding.fingerprint, json.dumps(dataclasses.asdict(cfg), sort_keys=True)]
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    mean, std = encoding.statistics
+    return {
+        "options": digest,
+        "autoencoder_fingerprint": encoding.fingerprint,
+        "data_fingerprint": manifest.fingerprint,
+        "latent_mean": list(mean),
+        "latent_std": list(std),
+        "channels": len(mean),
+        "temporal_compression": encoding.temporal_compression,
+        "spatial_compression": encoding.spatial_compression,
+    }
+
+
+def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any]:
+    manifest = Manifest.load(out)
+    for name in ("autoencoder_fingerprint", "data_fingerprint", "options"):
+        found = manifest.metadata.get(name, "")
+        if found != described[name]:
+            raise UserError(
+                f"{out} holds latents of another {name.replace('_', ' ')}: {str(found)[:12]} there, "
+                f"{str(described[name])[:12]} now; choose another folder or delete it"
+            )
+    return _counts(manifest, out)
+
+
+def _counts(manifest: Manifest, out: Path) -> dict[str, Any]:
+    rejected = len((out / "rejected.jsonl").read_text().splitlines())
+    return {"windows": sum(manifest.counts.values()), **manifest.counts, "rejected": rejected, "out": str(out)}
+
+
+def _windows(
+    reader: ShardReader, numbers: Any, cfg: WindowConfig, compression: tuple[int, int]
+) -> tuple[list[Window], list[dict[str, str]]]:
+    """The windows of these records, and what was rejected and why."""
+    windows, rejected = [], []
+    for number in numbers:
+        record = None
+        try:
+            record = reader.read(int(number))
+            windows += cut_windows(record, cfg, *compression)
+        except UserError as error:
+            rejected.append({"record": int(number), "clip_id": record.clip_id if record else "", "reason": str(error)})
+    return windows, rejected
+
+
+def _encode_windows(windows: list[Window], encode: EncodeFn, batch_size: int) -> list[np.ndarray]:
+    """Latents of each window. Windows of one shape share a batch, whose size is always the same: one compilation."""
+    by_shape: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+    for i, window in enumerate(windows):
+        by_shape[window.frames.shape].append(i)
+    latents: list[Any] = [None] * len(windows)
+    for members in by_shape.values():
+        for start in range(0, len(members), batch_size):
+            part = members[start : start + batch_size]
+            frames = [windows[i].frames for i in part]
+            encoded = encode(np.stack([*frames, *[frames[-1]] * (batch_size - len(frames))]))
+            for i, value in zip(part, encoded, strict=False):
+                latents[i] = value
+    return latents
+
+
+def _encode_block(
+    path: Path, reader: ShardReader, numbers: range, encoding: Encoding, cfg: WindowConfig, on_clip: Callable[[], Any]
+) -> None:
+    if not path.exists():
+        compression = encoding.temporal_compression, encoding.spatial_compression
+        windows, rejected = _windows(reader, numbers, cfg, compression)
+        latents = _encode_windows(windows, encoding.encode, cfg.batch_size)
+        data_fingerprint = reader.manifest.fingerprint
+        records = [
+            pack_record(_latent_record(w, z, encoding, data_fingerprint)) for w, z in zip(windows, latents, strict=True)
+        ]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(msgpack.packb({"records": records, "rejected": rejected}))
+        os.replace(temporary, path)
+    for _ in numbers:
+        on_clip()
+
+
+def _latent_record(window: Window, latents: np.ndarray, encoding: Encoding, data_fingerprint: str) -> LatentRecord:
+    record = window.record
+    return LatentRecord(
+        clip_id=f"{record.clip_id}@{window.start_s:.3f}",
+        source_id=record.source_id,
+        group_id=record.group_id,
+        split=record.split,
+        latents=np.asarray(latents, ml_dtypes.bfloat16).tobytes(),
+        shape=tuple(int(n) for n in latents.shape),
+        fps=float(window.fps),
+        start_s=float(window.start_s),
+        temporal_compression=encoding.temporal_compression,
+        spatial_compression=encoding.spatial_compression,
+        captions=tuple(Caption(c.text, c.source, c.language, c.num_tokens) for c in record.captions),
+        scores=dict(record.scores),
+        autoencoder_fingerprint=encoding.fingerprint,
+        data_fingerprint=data_fingerprint,
+    )
+
+
+def _assemble(out: Path, staging: Path, data: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """Shards from the finished blocks, in their order; the manifest commits them and the blocks go."""
+    tokenizer = Tokenizer.load(data / "tokenizer.model")
+    writer = ShardWriter(out, "latent", tokenizer=tokenizer, metadata=described)
+    rejected, num_records = [], 0
+    for block in _blocks(staging):
+        rejected += block["rejected"]
+        num_records += len(block["records"])
+        for packed in block["records"]:
+            writer.write(unpack_record(packed))
+    if not num_records:
+        raise UserError(f"no clip of {data} could be encoded: {rejected[0]['reason'] if rejected else 'it is empty'}")
+    (out / "rejected.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rejected))
+    manifest = writer.finish()
+    shutil.rmtree(out / ".encoding")
+    return _counts(manifest, out)
+
+
+def _blocks(staging: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(staging.glob("*.msgpack")):
+        yield msgpack.unpackb(path.read_bytes())

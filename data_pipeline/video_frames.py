@@ -1,0 +1,309 @@
+"""Frames of video and image files, shown as a good player would show them.
+
+Display matrix (rotation, mirroring), non-square pixels (the short dimension is stretched), variable frame rate (frames
+lie where their timestamps say), edit lists (libavformat drops what they hide), any bit depth, HDR and alpha
+(`colour.py`), odd sizes; audio is ignored. An image is a video of one frame. Time 0 is the first shown frame.
+"""
+
+import io
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+from data_pipeline import colour
+from data_pipeline.errors import UserError
+
+IMAGE_FPS = 24.0  # an image has no rate: this one makes it a video of one frame
+Source = Path | str | bytes
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+_COMMON_RATES = [Fraction(n * 1000, d) for n in (24, 30, 60, 120) for d in (1000, 1001)]
+_MEDIA_TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "flv": "video/x-flv", "avi": "video/x-msvideo"}
+_SUFFIX_TYPES = {".webm": "video/webm", ".mov": "video/quicktime"}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file declares. `height` and `width` are display pixels; `num_frames` counts what is meant to be shown,
+    at `fps`: the measured rate, or for a variable rate the rate of its usual frame distance."""
+
+    media_type: str
+    codec: str
+    num_frames: int
+    fps: float
+    constant_rate: bool
+    duration_s: float
+    height: int
+    width: int
+    has_audio: bool
+    colour: dict[str, str]
+    geometry: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One shown frame: its time, whether the decoder had to conceal damage, and its pixels when asked for.
+
+    `size` is (height, width) on display; `geometry` says how the coded picture was turned or stretched ("" if not).
+    """
+
+    time_s: float
+    corrupt: bool
+    colour: dict[str, str]
+    size: tuple[int, int]
+    geometry: str
+    rgb: Callable[[], UInt8[np.ndarray, "Y X 3"]]
+
+
+def probe(source: Source) -> VideoInfo:
+    """Reads headers, packet times and the first frame. Raises `UserError` for what shows no frame."""
+    image = _open_image(source)
+    if image is not None:
+        with image:
+            return _probe_image(image)
+    with _open_video(source) as (container, stream):
+        times = sorted(_packet_times(container, stream))
+    fps, constant = frame_rate(times, float(stream.average_rate or 0))
+    first = next(iterate_frames(source))
+    num_frames = len(times) if constant else max(1, round((times[-1] - times[0]) * fps) + 1)
+    name = source if isinstance(source, str | Path) else ""
+    container_type = container.format.name.split(",")[0]
+    return VideoInfo(
+        media_type=_SUFFIX_TYPES.get(Path(name).suffix, _MEDIA_TYPES.get(container_type, f"video/x-{container_type}")),
+        codec=stream.codec_context.name,
+        num_frames=num_frames,
+        fps=fps,
+        constant_rate=constant,
+        duration_s=num_frames / fps,
+        height=first.size[0],
+        width=first.size[1],
+        has_audio=bool(container.streams.audio),
+        colour=first.colour,
+        geometry=first.geometry,
+    )
+
+
+def frame_rate(times_s: list[float], declared: float) -> tuple[float, bool]:
+    """(rate, whether it is constant) of ascending frame times; `declared` decides only for a single frame.
+
+    Containers round timestamps (to 1 ms in Matroska and FLV), so a rate within 0.5% of the declared or 0.1% of a
+    common one is taken to be that.
+    """
+    steps = np.diff(times_s)
+    steps = steps[steps > 0]
+    if not len(steps):
+        return (declared if 1 <= declared <= 240 else IMAGE_FPS), True
+    median = float(np.median(steps))
+    near = np.abs(steps - median) <= max(0.25 * median, 0.002)
+    rate = 1 / float(steps[near].mean())
+    for known, tolerance in [(declared, 0.005), *((float(r), 0.001) for r in _COMMON_RATES)]:
+        if abs(rate - known) <= tolerance * known:
+            return known, bool(near.all())
+    return rate, bool(near.all())
+
+
+def iterate_frames(source: Source) -> Iterator[Frame]:
+    """Frames in display order, from time 0.
+
+    Raises `UserError` where the file cannot be read on, if it shows no frame at all, or if it is encrypted.
+    """
+    image = _open_image(source)
+    if image is not None:
+        with image:
+            yield from _iterate_image(image)
+        return
+    with _open_video(source) as (container, stream):
+        step = _declared_step(stream)
+        start, previous, complete, shown = None, -step, False, 0
+        # A stream that does not start with a key frame predicts from nothing up to its first intra picture: a grey
+        # haze that decoders do not report.
+        for frame, started_at_key in _decoded(container, stream):
+            ticks = frame.pts
+            start = ticks if start is None else start
+            time = previous + step if ticks is None or start is None else float((ticks - start) * stream.time_base)
+            # Broken clocks repeat or run backwards: such a frame comes one declared step after its predecessor.
+            previous = time if time > previous else previous + step
+            complete = complete or started_at_key or frame.key_frame or frame.pict_type == PictureType.I
+            shown += 1
+            yield _frame(frame, stream, previous, frame.is_corrupt or not complete)
+        if not shown:
+            raise UserError(f"{source_name(source)} shows no frame: its video stream is empty or damaged")
+
+
+def resample(
+    frames: Iterable[Frame], fps: float, num_frames: int, slack_s: float, start_s: float = 0.0
+) -> Iterator[Frame]:
+    """`num_frames` frames at constant `fps`: for each output time the newest frame not later than it.
+
+    `slack_s` absorbs rounded timestamps: a frame that is late by no more than it counts as on time. The last frame is
+    held to the end.
+    """
+    previous, emitted = None, 0
+    for frame in frames:
+        while previous is not None and emitted < num_frames and start_s + emitted / fps + slack_s < frame.time_s:
+            yield previous
+            emitted += 1
+        if emitted == num_frames:
+            return
+        previous = frame
+    while previous is not None and emitted < num_frames:
+        yield previous
+        emitted += 1
+
+
+def source_name(source: Source) -> str:
+    return "the stored video" if isinstance(source, bytes) else str(source)
+
+
+def _file(source: Source) -> io.BytesIO | str:
+    return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def _open_video(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its main video stream (no cover art); every libav error within becomes a `UserError`."""
+    try:
+        with av.open(_file(source), metadata_errors="ignore") as container:
+            videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if not videos:
+                kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+                raise UserError(f"{source_name(source)} has no video stream, only {', '.join(kinds)}")
+            best = container.streams.best("video")
+            stream = best if best in videos else videos[0]
+            if stream.codec_context is None:
+                raise UserError(f"{source_name(source)} has a video stream that no decoder here knows")
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.FFmpegError as error:
+        raise UserError(f"{source_name(source)} cannot be read: {error.strerror or error}") from error
+
+
+def _declared_step(stream: av.VideoStream) -> float:
+    """Seconds a frame by the header, for frames without a usable time; absurd headers count as 25 frames a second."""
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    return 1 / rate if 1 <= rate <= 240 else 1 / 25
+
+
+def _packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[float]:
+    step = _declared_step(stream)
+    for number, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+        if not packet.is_discard:
+            ticks = packet.pts if packet.pts is not None else packet.dts
+            yield number * step if ticks is None else float(ticks * packet.time_base)
+
+
+def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """(frame, whether the stream's first packet was a key frame), in display order."""
+    started_at_key = None
+    context = None
+    name = stream.codec_context.name
+    alpha = stream.metadata.get("ALPHA_MODE", stream.metadata.get("alpha_mode"))
+    if alpha == "1" and name in ("vp8", "vp9"):  # the native decoders drop the alpha plane
+        context = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[name], "r")
+        context.thread_count = 1
+    for packet in container.demux(stream):
+        if packet.has_sidedata("encryption_info"):
+            raise UserError("the video is encrypted: decrypt it first")
+        started_at_key = packet.is_keyframe if started_at_key is None else started_at_key
+        try:
+            frames = packet.decode() if context is None else context.decode(packet if packet.size else None)
+        except av.error.InvalidDataError:  # what the decoder still holds came before the damage
+            yield from ((frame, started_at_key) for frame in (context or stream.codec_context).decode(None))
+            raise
+        yield from ((frame, started_at_key) for frame in frames)
+
+
+def _frame(frame: av.VideoFrame, stream: av.VideoStream, time_s: float, corrupt: bool) -> Frame:
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+    aspect = aspect if Fraction(1, 8) <= aspect <= 8 else Fraction(1)
+    height, width = round(frame.height / min(aspect, 1)), round(frame.width * max(aspect, 1))
+    turn = _display_transform(frame)
+    size = (width, height) if turn[0] else (height, width)
+    stretched = f"pixels of {aspect.numerator}:{aspect.denominator} made square" if aspect != 1 else ""
+    geometry = ", ".join(filter(None, ["turned upright" if any(turn) else "", stretched]))
+    pixels = partial(_pixels, frame, height, width, turn)
+    return Frame(time_s, corrupt, colour.describe(frame), size, geometry, pixels)
+
+
+def _pixels(frame: av.VideoFrame, height: int, width: int, turn: tuple[bool, bool, bool]) -> UInt8[np.ndarray, "Y X 3"]:
+    pixels = colour.to_srgb(frame, height, width)
+    transpose, flip_x, flip_y = turn
+    pixels = pixels.transpose(1, 0, 2) if transpose else pixels
+    return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def _display_transform(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(transpose, flip x, flip y) nearest to the display matrix: x' = a x + c y, y' = b x + d y."""
+    for side_data in frame.side_data:
+        if side_data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+            a, b, _, c, d, *_ = struct.unpack("<9i", bytes(side_data)[:36])
+            if abs(a * d - b * c) < 1 << 16:  # no invertible matrix: a broken header
+                return False, False, False
+            return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
+    return False, False, False
+
+
+def _open_image(source: Source) -> Image.Image | None:
+    """The file as an image, or None if it is none. Raises `UserError` for a damaged or absurdly large image."""
+    try:
+        return Image.open(_file(source), formats=_IMAGE_FORMATS)
+    except UnidentifiedImageError:
+        return None
+    except FileNotFoundError as error:
+        raise UserError(f"{source_name(source)} does not exist") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{source_name(source)} cannot be read: {error}") from error
+
+
+def _image_times(image: Image.Image) -> Float[np.ndarray, " edges"]:
+    """When each frame of an animation starts, and when the last one ends; browsers show 10 ms and less as 100 ms."""
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames == 1 or image.format == "TIFF":
+        return np.array([0, 1 / IMAGE_FPS])
+    durations_ms = [frame.info.get("duration", 100) for frame in ImageSequence.Iterator(image)]
+    return np.cumsum([0.0, *(d if d > 10 else 100 for d in durations_ms)]) / 1000
+
+
+def _probe_image(image: Image.Image) -> VideoInfo:
+    times = _image_times(image)
+    fps, constant = (IMAGE_FPS, True) if len(times) == 2 else frame_rate(list(times), 0.0)
+    first = next(_iterate_image(image))
+    num_frames = max(1, round(times[-1] * fps))
+    return VideoInfo(
+        media_type=Image.MIME[str(image.format)],
+        codec=str(image.format).lower(),
+        num_frames=num_frames,
+        fps=fps,
+        constant_rate=constant,
+        duration_s=num_frames / fps,
+        height=first.size[0],
+        width=first.size[1],
+        has_audio=False,
+        colour=first.colour,
+        geometry=first.geometry,
+    )
+
+
+def _iterate_image(image: Image.Image) -> Iterator[Frame]:
+    for number, time_s in enumerate(_image_times(image)[:-1]):
+        try:
+            image.seek(number)
+            upright = ImageOps.exif_transpose(image)
+            alpha = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+            pixels = np.asarray(upright.convert("RGBA" if alpha else "RGB"))
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            raise UserError(f"the image cannot be read: {error}") from error
+        if alpha:
+            pixels = ((pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255).astype(np.uint8)
+        handling = {"handling": "alpha over black" if alpha else "as is"}
+        yield Frame(float(time_s), False, handling, pixels.shape[:2], "", partial(np.array, pixels))

@@ -1,0 +1,153 @@
+"""What a folder of videos holds: its files, their captions and the groups that must not be torn apart."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+# Files that lie beside videos and are no video themselves. Everything else is an input and gets a verdict.
+SIDECARS = frozenset(
+    {".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".html", ".xml", ".yaml", ".yml", ".srt", ".vtt", ".ass", ".log"}
+    | {".py", ".sh", ".sha256", ".npy", ".npz", ".parquet"}
+)
+# DROID: <lab>_<weekday>_<month>_<day>_<time>_<year>_<camera serial>; the episode is all but the camera.
+DROID_GROUP = r"(?P<group>[0-9a-f]{8}_\w{3}_\w{3}_{1,2}\d{1,2}_\d\d-\d\d-\d\d_\d{4})_\d+\.\w+$"
+
+
+@dataclass(frozen=True)
+class CaptionLine:
+    """One line of a captions file; `group` and `license` override what the build would assume for the clip."""
+
+    text: str
+    source: str
+    language: str
+    group: str
+    license: str
+
+
+def find_inputs(videos: Path, exclude: Path) -> list[str]:
+    """Relative paths (with `/`) of all files but sidecars and hidden ones, sorted; `exclude` is left out.
+
+    Raises `UserError` if `videos` is no folder or holds no input.
+    """
+    if not videos.is_dir():
+        raise UserError(f"{videos} is not a folder: pass the folder of videos as --videos")
+    found = []
+    for folder, names, files in os.walk(videos, followlinks=False):
+        names[:] = sorted(
+            n for n in names if not n.startswith(".") and (Path(folder) / n).resolve() != exclude.resolve()
+        )
+        visible = (name for name in files if not name.startswith("."))
+        found += [Path(folder, name).relative_to(videos).as_posix() for name in visible if not is_sidecar(name)]
+    if not found:
+        raise UserError(f"{videos} holds no videos or images")
+    return sorted(found)
+
+
+def is_sidecar(name: str) -> bool:
+    return Path(name).suffix.lower() in SIDECARS
+
+
+def printable(path: str) -> str:
+    """A path as text that can be stored: bytes that are no UTF-8 become backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_captions(path: Path | None, videos: Path) -> dict[str, list[CaptionLine]]:
+    """Caption lines by relative path. `path` None means `captions.jsonl` or `captions.csv` in the folder, if there.
+
+    Columns: path and caption, optionally caption_source, language, group, license. Raises `UserError` naming the
+    line that is wrong.
+    """
+    if path is None:
+        path = next((p for p in (videos / "captions.jsonl", videos / "captions.csv") if p.is_file()), None)
+        if path is None:
+            return {}
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise UserError(f"captions file {path} must end in .csv or .jsonl")
+    captions: dict[str, list[CaptionLine]] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for number, row in _csv_rows(file) if path.suffix.lower() == ".csv" else _json_rows(file, path):
+                name = _text(row, "path", path, number)
+                name = Path(name).relative_to(videos).as_posix() if Path(name).is_relative_to(videos) else name
+                captions.setdefault(name.removeprefix("./"), []).append(_caption_line(row, path, number))
+    except UnicodeDecodeError as error:
+        raise UserError(f"captions file {path} is not UTF-8 ({error}): save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"captions file {path} cannot be read: {error.strerror or error}") from error
+    return captions
+
+
+def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield from enumerate(csv.DictReader(file), start=2)
+
+
+def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f'{path} line {number} must be an object like {{"path": …, "caption": …}}, not {line[:40]!r}'
+            )
+        yield number, row
+
+
+def _text(row: dict[str, Any], column: str, path: Path, number: int) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise UserError(f"{path} line {number} has no text in {column!r}: it has {sorted(map(str, row))}")
+    return value
+
+
+def _caption_line(row: dict[str, Any], path: Path, number: int) -> CaptionLine:
+    optional = {
+        name: str(row.get(name) or "") for name in ("caption_source", "language", "group", "license", "licence")
+    }
+    return CaptionLine(
+        text=_text(row, "caption", path, number).strip(),
+        source=optional["caption_source"] or "unknown",
+        language=optional["language"] or "und",
+        group=optional["group"],
+        license=optional["license"] or optional["licence"],
+    )
+
+
+def group_of(path: str, lines: list[CaptionLine], pattern: re.Pattern[str]) -> str:
+    """The group of a file: from its captions' metadata, else from its name by the pattern, else the file itself."""
+    named = next((line.group for line in lines if line.group), "")
+    match = pattern.search(path)
+    return named or (match.group("group") if match else printable(path))
+
+
+def group_pattern(text: str) -> re.Pattern[str]:
+    """Compiles --group_regex. Raises `UserError` if it is no regular expression with a group named "group"."""
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise UserError(f"--group_regex {text!r} is not a regular expression: {error}") from error
+    if "group" not in pattern.groupindex:
+        raise UserError(f"--group_regex {text!r} needs a part (?P<group>…) that names the group")
+    return pattern
+
+
+def heldout_groups(groups: set[str], fraction: float) -> set[str]:
+    """The groups that are held out: those whose hash falls below `fraction`, whatever else is there.
+
+    Only if that would leave nothing to train on, the group with the highest hash stays.
+    """
+    shares = {group: int(hashlib.sha256(group.encode()).hexdigest()[:16], 16) / 2**64 for group in groups}
+    held = {group for group, share in shares.items() if share < fraction}
+    return held - {max(held, key=lambda group: (shares[group], group))} if held and held == groups else held

@@ -1,0 +1,73 @@
+"""The package, its dependencies and its extras. Tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds only: each is the oldest release that the code was written against. An upper cap would
+# make two packages that both work refuse to be installed together.
+DATA = [
+    "array-record>=0.5",
+    "av>=13",
+    "blake3>=1.0",
+    "etils>=1.9",
+    "grain>=0.2.12",
+    "ml_dtypes>=0.5",
+    "msgpack>=1.0",
+    "numpy>=2.0",
+    "pillow>=10.0",
+    "protobuf>=5.0",
+    "rich>=13.0",
+    "scipy>=1.13",
+    "sentencepiece>=0.2",
+]
+MODEL = [
+    "beartype>=0.18",
+    "flax>=0.12",
+    "jax>=0.10",
+    "jaxtyping>=0.3",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "ml_collections>=1.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6.2",
+]
+TEST = [
+    "hypothesis>=6.100",
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+]
+DEV = [
+    "pre-commit>=4.0",
+    "pyright>=1.1.390",
+    "ruff>=0.9",
+]
+
+setup(
+    name="sora-jax",
+    version="0.1.0",
+    description="Pretraining of Sora-style video generators in JAX: raw videos in, a trained generator out",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["sora_jax", "sora_jax.*", "data_pipeline", "data_pipeline.*"]),
+    package_data={"sora_jax.evaluation": ["templates/*.html"]},
+    install_requires=DATA + MODEL,
+    extras_require={
+        "test": TEST,
+        "dev": TEST + DEV,
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda12": ["jax[cuda12]>=0.10"],
+    },
+    entry_points={"console_scripts": ["sora-jax = sora_jax.commands.main:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)

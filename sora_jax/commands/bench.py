@@ -1,0 +1,24 @@
+"""`sora-jax bench`: packing and loader measure the data path, loop the training loop's overhead."""
+
+import argparse
+import importlib
+from typing import Any
+
+BENCHES = {
+    "packing": "how full and how balanced the packing plan's rows are, on real or synthetic lengths",
+    "loader": "tokens or frames a second from one data set through the stream",
+    "loop": "the training loop's time over the bare jitted step's",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="|".join(BENCHES))
+    for name, summary in BENCHES.items():
+        module = importlib.import_module(f"sora_jax.commands.bench_{name}")
+        subparser = benches.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(bench_run=module.run)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    return args.bench_run(args)

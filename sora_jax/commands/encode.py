@@ -1,0 +1,74 @@
+"""`sora-jax encode`: clip shards → latent shards, through a trained autoencoder."""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from data_pipeline.errors import UserError
+from data_pipeline.latents import Encoding, WindowConfig, encode_latents, estimate_statistics
+from data_pipeline.shards import ShardReader
+from sora_jax.config import build_config
+from sora_jax.models.autoencoder import AutoencoderConfig
+from sora_jax.models.codec import Codec, load_codec
+from sora_jax.training.checkpoint import load_params
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--autoencoder", required=True, type=Path, help="an autoencoder's run or its export")
+    parser.add_argument("--data", required=True, type=Path, help="clip shards, from `sora-jax data build`")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the latent shards")
+    parser.add_argument("--max_frames", type=int, default=65, help="longest window in pixel frames")
+    parser.add_argument("--short_side", type=int, default=0, help="scale down to this short side; 0 keeps the size")
+    parser.add_argument("--fps", type=float, default=0.0, help="resample to this rate at most; 0 keeps the rate")
+    parser.add_argument("--latent_multiple", type=int, default=1, help="crop sides to multiples of this many latents")
+    parser.add_argument("--batch_size", type=int, default=16, help="windows of one shape that are encoded at once")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    windows = WindowConfig(args.max_frames, args.short_side, args.fps, args.latent_multiple, args.batch_size)
+    reader = ShardReader(args.data, kind="clip")
+    codec = find_or_export(args.autoencoder, reader, windows)
+    encoding = Encoding(
+        encode=codec.encode,
+        temporal_compression=codec.config.temporal_compression,
+        spatial_compression=codec.config.spatial_compression,
+        fingerprint=codec.fingerprint,
+        statistics=(tuple(map(float, codec.latent_mean)), tuple(map(float, codec.latent_std))),
+    )
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("encoding clips", total=reader.num_records())
+        counts = encode_latents(args.data, args.out, encoding, windows, lambda: progress.advance(bar))
+    codec.save(args.out / "autoencoder")
+    return {**counts, "autoencoder_fingerprint": codec.fingerprint}
+
+
+def find_or_export(autoencoder: Path, reader: ShardReader, windows: WindowConfig) -> Codec:
+    """The export of a run, made now from its newest checkpoint (EMA) if there is none of that step yet.
+
+    The latents' statistics come from this data set; the export keeps them for every later one.
+    """
+    if not (autoencoder / "checkpoints").exists():
+        return load_codec(autoencoder)
+    loaded = load_params(autoencoder)
+    step_file = autoencoder / "export" / "step.txt"
+    if step_file.exists() and step_file.read_text() == str(loaded.step):
+        return load_codec(autoencoder / "export")
+    if "autoencoder" not in loaded.params:
+        raise UserError(f"{autoencoder} is no autoencoder's run: it trained {', '.join(loaded.params)}")
+    config = build_config(AutoencoderConfig, loaded.config.get("model", {}), "config.model")
+    unknown = np.zeros(config.latent_channels, np.float32)
+    codec = Codec(config, jax.tree.map(jnp.asarray, loaded.params["autoencoder"]), unknown, unknown + 1)
+    compression = config.temporal_compression, config.spatial_compression
+    mean, std = estimate_statistics(reader, codec.encode, windows, compression)
+    codec = Codec(config, codec.params, np.asarray(mean, np.float32), np.asarray(std, np.float32))
+    shutil.rmtree(autoencoder / "export", ignore_errors=True)
+    codec.save(autoencoder / "export")
+    step_file.write_text(str(loaded.step))
+    return codec

@@ -1,0 +1,138 @@
+"""`sora-jax evaluate`: measure generated videos, or an autoencoder's reconstructions.
+
+    sora-jax evaluate --metric probes --generated SAMPLES --real CLIPS [--autoencoder RUN] --out evaluation.json
+    sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json
+
+`probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
+the autoencoder (the best that samples can look), and chance. `reconstruction`: PSNR and SSIM on held-out clips.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from data_pipeline.errors import UserError, from_os_error
+from sora_jax.evaluation.figures import frame_strip
+from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
+from sora_jax.evaluation.obedience import Judged, chance, judge_video, tally
+from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
+from sora_jax.evaluation.reconstruction import Reconstruction, reconstruct
+from sora_jax.models.codec import load_codec
+
+NUM_EXAMPLES = 6
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `sora-jax evaluate`."""
+    parser.add_argument("--metric", required=True, choices=sorted(METRICS))
+    parser.add_argument("--generated", type=Path, metavar="DIR", help="what `sora-jax sample --prompts` wrote")
+    parser.add_argument(
+        "--real", type=Path, required=True, metavar="DIR", help="clip shards, from `sora-jax data build`"
+    )
+    parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="a trained autoencoder's run or export")
+    parser.add_argument("--split", default="heldout", help="which clips of --real (default: %(default)s)")
+    parser.add_argument("--num_real", type=int, default=300, help="at most this many of them (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures, writes `--out`, and returns its numbers without the lists."""
+    if args.num_real < 1:
+        raise UserError(f"--num_real is {args.num_real}: at least 1 real clip is needed")
+    result = {"metric": args.metric, "real": str(args.real), "split": args.split} | METRICS[args.metric](args)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise from_os_error(error, f"writing {args.out}") from error
+    return {name: value for name, value in result.items() if name != "samples"} | {"out": str(args.out)}
+
+
+def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
+    """Obedience of the samples; of real clips, plain and through the autoencoder; and chance."""
+    if args.generated is None:
+        raise UserError("--metric probes needs --generated DIR, the folder that `sora-jax sample --prompts` wrote")
+    entries = read_samples(args.generated)
+    real = _real(args)
+    prompts = [parse_prompt(entry["prompt"]) for entry in entries]
+    world = [parse_prompt(caption) for caption, _ in real]
+    if not any(prompts) or not any(world):
+        which = args.real if any(prompts) else args.generated
+        raise UserError(f"no caption of {which} makes a claim that the probes know, such as 'a red circle moves left'")
+    vocabulary = vocabulary_of(claim for claims in prompts + world for claim in claims)
+    samples = ((entry["prompt"], read_sample(args.generated, entry)) for entry in entries)
+    judged = judge_all(samples, len(entries), vocabulary, "samples")
+    groups = {"generated": tally(judged), "real": tally(judge_all(real, len(real), vocabulary, "real clips"))}
+    result: dict[str, Any] = {"generated": str(args.generated), "num_samples": len(judged)}
+    if args.autoencoder is not None:
+        pairs = reconstruct(load_codec(args.autoencoder), [frames for _, frames in real])
+        decoded = [(caption, pair.decoded) for (caption, _), pair in zip(real, pairs, strict=True)]
+        groups["autoencoded"] = tally(judge_all(decoded, len(decoded), vocabulary, "reconstructions"))
+        result |= describe_reconstructions([caption for caption, _ in real], pairs, args.out)
+    moving = [claims for claims, (_, frames) in zip(world, real, strict=True) if len(frames) > 1]
+    by_chance = chance(prompts, moving or world)
+    result["scores"] = {
+        name: {"chance": by_chance[name]} | {group: shares[name].as_dict() for group, shares in groups.items()}
+        for name in by_chance
+    }
+    verdicts = [{"obeyed": one.obeyed and bool(one.claims), "verdicts": one.as_rows()} for one in judged]
+    return result | {"samples": [entry | one for entry, one in zip(entries, verdicts, strict=True)]}
+
+
+def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
+    """PSNR and SSIM of an autoencoder on real clips."""
+    if args.autoencoder is None:
+        raise UserError("--metric reconstruction needs --autoencoder RUN, a trained autoencoder's run or export")
+    real = _real(args)
+    pairs = reconstruct(load_codec(args.autoencoder), [frames for _, frames in real])
+    return describe_reconstructions([caption for caption, _ in real], pairs, args.out)
+
+
+METRICS = {"probes": measure_probes, "reconstruction": measure_reconstruction}
+
+
+def judge_all(videos: Iterable[Captioned], total: int, vocabulary, what: str) -> list[Judged]:
+    """Every video judged by its caption."""
+    return [judge_video(text, frames, vocabulary) for text, frames in _progress(videos, total, f"probing {what}")]
+
+
+def _real(args: argparse.Namespace) -> list[Captioned]:
+    return read_real(args.real, args.split, args.num_real)
+
+
+def describe_reconstructions(captions: Sequence[str], pairs: Sequence[Reconstruction], out: Path) -> dict[str, Any]:
+    """Mean PSNR and SSIM, and a few examples as strips of frames in a folder beside `out`."""
+    folder = out.with_suffix("").with_name(f"{out.stem}_frames")
+    examples = []
+    folder.mkdir(parents=True, exist_ok=True)
+    long = [i for i, pair in enumerate(pairs) if len(pair.original) > 1] or list(range(len(pairs)))
+    for n, i in enumerate(np.unique(np.linspace(0, len(long) - 1, NUM_EXAMPLES).round().astype(int))):
+        pair, names = pairs[long[i]], {}
+        for kind in ("original", "decoded"):
+            names[kind] = f"{folder.name}/{n}_{kind}.png"
+            Image.fromarray(frame_strip(getattr(pair, kind))).save(out.parent / names[kind])
+        examples.append({"caption": captions[long[i]], "psnr_db": pair.psnr_db, **names})
+    psnr = np.array([pair.psnr_db for pair in pairs])
+    return {
+        "reconstruction": {
+            "num_clips": len(pairs),
+            "psnr_db": float(psnr.mean()),
+            "psnr_db_deviation": float(psnr.std()),
+            "ssim": float(np.mean([pair.ssim for pair in pairs])),
+            "examples": examples,
+        }
+    }
+
+
+def _progress(items: Iterable, total: int, description: str) -> Iterable:
+    return track(items, description, total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,132 @@
+"""The command-line program: `sora-jax VERB …`.
+
+One verb a job, one module a verb. A verb's module offers two functions:
+
+- `add_arguments(parser)` declares its options on an `argparse.ArgumentParser`;
+- `run(args) -> dict` does the work and returns what the last line of stdout says, as JSON. An `exit_code` in it
+  becomes the exit code of the process (a preempted training run has one of its own).
+
+This module stays light: it imports a verb's module only when that verb is asked for, so `sora-jax data` runs on a
+machine without an accelerator stack. Logs and progress go to stderr.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+
+# A loader's worker process re-imports the main script as `__mp_main__`, and needs no jax: blocking that import there
+# saves each worker 140 MiB and a second (Grain imports jax where it finds it). In the parent the two are one module.
+if sys.modules.get("__mp_main__", sys.modules["__main__"]) is not sys.modules["__main__"]:
+    sys.modules.setdefault("jax", None)  # type: ignore[arg-type]
+
+VERBS = {
+    "data": "make or look at data sets: synth (render a world), build (videos to shards), …",
+    "train": "train what a config describes: an autoencoder or a diffusion transformer",
+    "encode": "clip shards to latent shards, with a trained autoencoder",
+    "sample": "text to video or image files, from a trained run",
+    "evaluate": "measure samples by exact probes, or an autoencoder's reconstructions",
+    "report": "one self-contained HTML page of a run",
+    "bench": "measure the loop, the loader and the model",
+}
+
+EXIT_USER_ERROR = 2
+EXIT_SYSTEM_ERROR = 3
+EXIT_INTERRUPTED = 130
+
+OVERRIDE_PREFIX = "--config."
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code of the process: 0, 2 for a user's error, 3 for the system's."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname).1s %(name)s: %(message)s")
+    _set_log_level(logging.INFO)
+    try:
+        args = parse_arguments(argv)
+        result = args.execute(args)
+    except UserError as error:
+        return _fail(f"error: {error}", EXIT_USER_ERROR)
+    except OSError as error:  # a full disk, a missing right: the system's words name the file
+        logger.debug("where it happened", exc_info=True)
+        return _fail(f"error: {error}", EXIT_SYSTEM_ERROR)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    print(json.dumps(result, default=_to_json), flush=True)
+    return int(result.get("exit_code", 0))
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses `argv`; `args.execute` is the verb's `run`, `args.overrides` the list of `--config.name=value` as given.
+
+    Only the module of the verb in question is imported. Raises SystemExit as argparse does.
+    """
+    parser = argparse.ArgumentParser(prog="sora-jax", description="Video generators in JAX, from raw videos on.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log details, with the place of a system error")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    takes_config = False
+    for name, summary in VERBS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name != verb:
+            continue
+        module = _import_verb(name)
+        module.add_arguments(subparser)
+        subparser.set_defaults(execute=module.run)  # not `run`: verbs have a --run of their own
+    overrides = _check_overrides([word for word in argv if takes_config and word.startswith(OVERRIDE_PREFIX)])
+    args = parser.parse_args([word for word in argv if word not in overrides])
+    args.overrides = overrides
+    if args.verbose:
+        _set_log_level(logging.DEBUG)
+    return args
+
+
+def _set_log_level(level: int) -> None:
+    """Of our own packages: others' warnings are enough."""
+    for package in ("sora_jax", "data_pipeline"):
+        logging.getLogger(package).setLevel(level)
+
+
+def _import_verb(name: str):
+    """Imports a verb's module; only verbs other than `data` can meet jax, which is then given its compile cache."""
+    if name != "data":
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sora_jax" / "jax"
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    return importlib.import_module(f"sora_jax.commands.{name}")
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> bool:
+    """Whether the verb, or one of its sub-verbs, has `--config`."""
+    nested = (p for action in parser._actions if isinstance(action.choices, dict) for p in action.choices.values())
+    return any("--config" in action.option_strings for action in parser._actions) or any(map(_takes_config, nested))
+
+
+def _check_overrides(overrides: list[str]) -> list[str]:
+    """Refuses an override without a value: `--config.seed 3` would leave the 3 to be read as something else."""
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override {override!r} has no value: write it as {override}=VALUE")
+    return overrides
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"sora-jax: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _to_json(value: object) -> object:
+    """Paths and numpy scalars, which verbs return naturally."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

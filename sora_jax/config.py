@@ -1,0 +1,122 @@
+"""Strict configs: a `ConfigDict` of plain values in, frozen dataclasses out; a typo is an error.
+
+Components declare their own frozen dataclass and never see the whole config.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from data_pipeline.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """An optimizer, its schedule and the average of its parameters.
+
+    `learning_rate` is the peak, reached after `warmup_steps`; `schedule` ends at `final_fraction` of it.
+    `clip_norm` bounds the global norm of the gradient. `ema_decay` is the EMA's decay for each step.
+    """
+
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    muon_momentum: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often, and on which mesh. `batch_rows` is the global batch; the mesh never changes it."""
+
+    task: str
+    seed: int = 0
+    num_steps: int = 1000
+    batch_rows: int = 16
+    microbatches: int = 1
+    log_every: int = 10
+    eval_every: int = 500
+    eval_batches: int = 4
+    preview_every: int = 0
+    checkpoint_every: int = 200
+    keep_last: int = 2
+    max_nonfinite_steps: int = 20
+    num_workers: int = 0
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+    init_from: str = ""
+
+
+def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """`values` as the dataclass `cls`. `where` is the config path that errors name, such as `config.optim`.
+
+    Raises UserError for an unknown field (naming the nearest), a missing one, or a value of another type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=3) or sorted(fields)
+            raise UserError(f"{where} has no field '{name}'; did you mean {', '.join(near)}?")
+    hints = typing.get_type_hints(cls)
+    built = {n: _convert(hints[n], v, f"{where}.{n}") for n, v in values.items()}
+    missing = [n for n, f in fields.items() if n not in built and _is_required(f)]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; set them in the config file")
+    return cls(**built)
+
+
+def _is_required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build_config(hint, value, where)  # type: ignore[arg-type]
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+    if origin is tuple:
+        return _convert_tuple(typing.get_args(hint), value, where)
+    if origin is dict or hint is dict:
+        _expect(isinstance(value, Mapping), "a mapping", value, where)
+        args = typing.get_args(hint)
+        return {k: _convert(args[1], v, f"{where}.{k}") if args else v for k, v in value.items()}
+    if hint is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value, where)
+        return float(value)
+    if hint in (int, str, bool):
+        _expect(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), hint.__name__, value, where)
+    return value
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, (list, tuple)), "a tuple", value, where)
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    _expect(len(value) == len(args), f"a tuple of {len(args)}", value, where)
+    return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+
+
+def _expect(ok: bool, what: str, value: Any, where: str) -> None:
+    if not ok:
+        raise UserError(f"{where} must be {what}, not {value!r}")
+
+
+def choose(choices: Mapping[str, T], name: str, where: str) -> T:
+    """The entry of a small closed dict. Raises UserError listing the valid names."""
+    if name not in choices:
+        raise UserError(f"{where} is '{name}', which is none of {', '.join(sorted(choices))}")
+    return choices[name]

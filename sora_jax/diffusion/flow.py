@@ -1,0 +1,72 @@
+"""Rectified flow (Liu et al. 2022; Lipman et al. 2022): the one time convention of the project.
+
+    x_t = (1 - t) x_0 + t ε,    v = dx_t/dt = ε - x_0,    t = 0 is data, t = 1 is noise.
+
+A network may predict the velocity, x_0 or ε; the three determine each other through x_t and t, and are converted
+here and nowhere else. Times are drawn from a logit-normal distribution and shifted towards noise for samples with
+more tokens (Esser et al. 2024, sections 3.1 and 5.3.2).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from data_pipeline.errors import UserError
+
+PREDICTIONS = ("velocity", "x_0", "noise")
+MIN_TIME = 0.05
+"""x_0 and ε determine the velocity through a division by t or 1 - t, which is bounded here."""
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """`reference_tokens` is the sample size at which no shift is applied."""
+
+    prediction: str = "velocity"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    reference_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise UserError(f"prediction is '{self.prediction}', which is none of {', '.join(PREDICTIONS)}")
+
+
+def corrupt(x_0: Float[Array, "..."], noise: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x_t; `t` broadcasts."""
+    return (1.0 - t) * x_0 + t * noise
+
+
+def to_velocity(
+    output: Float[Array, "..."], x_t: Float[Array, "..."], t: Float[Array, "..."], prediction: str
+) -> Float[Array, "..."]:
+    """The velocity that the network's output means: v = (x_t - x_0) / t = (ε - x_t) / (1 - t)."""
+    if prediction == "x_0":
+        return (x_t - output) / jnp.maximum(t, MIN_TIME)
+    if prediction == "noise":
+        return (output - x_t) / jnp.maximum(1.0 - t, MIN_TIME)
+    return output
+
+
+def to_x_0(velocity: Float[Array, "..."], x_t: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x_0 = x_t - t v."""
+    return x_t - t * velocity
+
+
+def to_noise(velocity: Float[Array, "..."], x_t: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """ε = x_t + (1 - t) v."""
+    return x_t + (1.0 - t) * velocity
+
+
+def shift(t: Float[Array, "..."], num_tokens: Int[Array, "..."], reference_tokens: int) -> Float[Array, "..."]:
+    """a t / (1 + (a - 1) t) with a = sqrt(num_tokens / reference_tokens) (Esser et al. 2024, eq. 23)."""
+    a = jnp.sqrt(jnp.maximum(num_tokens, 1) / reference_tokens)
+    return a * t / (1.0 + (a - 1.0) * t)
+
+
+def draw_times(key: jax.Array, num_tokens: Int[Array, " G"], cfg: FlowConfig) -> Float[Array, " G"]:
+    """One logit-normal time for each segment of a row, shifted by the segment's number of tokens."""
+    t = jax.nn.sigmoid(cfg.logit_mean + cfg.logit_std * jax.random.normal(key, num_tokens.shape))
+    return shift(t, num_tokens, cfg.reference_tokens)

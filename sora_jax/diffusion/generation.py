@@ -1,0 +1,191 @@
+"""From prompts to pixels: requests become canvases, canvases are packed into rows, rows are sampled and decoded.
+
+A sample's noise depends on its seed alone, so a result does not change with what else is in its row or batch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from data_pipeline.errors import UserError
+from data_pipeline.packing import RowLayout, SampleInput, pack_row, segment_offsets, stack_rows, unpack_tokens
+from data_pipeline.tokenizer import Tokenizer
+from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
+from sora_jax.diffusion.flow import FlowConfig
+from sora_jax.models.codec import Codec, load_codec
+from sora_jax.models.dit import DitConfig
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What it takes to call a trained network."""
+
+    model: DitConfig
+    flow: FlowConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video (or image: one frame) to make, `width` x `height` pixels."""
+
+    prompt: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained generator with everything between a prompt and pixels. `params` are the DiT's (usually its EMA)."""
+
+    config: DiffusionConfig
+    layout: RowLayout
+    codec: Codec
+    tokenizer: Tokenizer
+
+    def generate(
+        self, params: Any, requests: Sequence[Request], sampling: SamplingConfig, rows_per_batch: int = 8
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "T Y X 3"]]]:
+        """Yields (number of the request, its frames), batch by batch of packed rows of one static shape.
+
+        Raises UserError for an illegal size before anything is sampled.
+        """
+        rows = self.pack(requests)
+        # A single compilation needs a single shape: the last batch is filled up with a row that is thrown away.
+        size = min(rows_per_batch, len(rows))
+        for start in range(0, len(rows), size):
+            members = rows[start : start + size]
+            padded = [*members, *[members[-1]] * (size - len(members))]
+            batch = stack_rows([self._row(requests, numbers) for numbers in padded])
+            tokens = self._sample(params, batch, [[requests[n] for n in numbers] for numbers in padded], sampling)
+            for row, numbers in enumerate(members):
+                offsets = segment_offsets(batch["sample_tokens"][row])
+                for number, offset in zip(numbers, offsets, strict=False):
+                    yield number, self._decode(tokens[row], int(offset), requests[number])
+
+    def pack(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Numbers of the requests of each row, first fit in order. Raises UserError for what no row can hold."""
+        rows: list[list[int]] = []
+        used: list[np.ndarray] = []
+        limit = np.array([self.layout.row_tokens, self.layout.row_text, self.layout.row_segments])
+        for number, request in enumerate(requests):
+            need = np.array([self.num_tokens(request), len(self.text_ids(request)), 1])
+            if np.any(need > limit):
+                raise UserError(
+                    f"'{request.prompt[:60]}' at {request.width}x{request.height}x{request.num_frames} needs {need[0]} "
+                    f"video and {need[1]} text tokens, but the model's rows hold {limit[0]} and {limit[1]}; "
+                    "ask for less or train with longer rows"
+                )
+            place = next((i for i, u in enumerate(used) if np.all(u + need <= limit)), None)
+            if place is None:
+                rows.append([number])
+                used.append(need)
+            else:
+                rows[place].append(number)
+                used[place] = used[place] + need
+        return rows
+
+    def latent_shape(self, request: Request) -> tuple[int, int, int]:
+        """(F, H, W) of the request's canvas. Raises UserError that names the nearest legal size or duration."""
+        config, (_, ph, pw) = self.codec.config, self.layout.patch_size
+        multiples = config.spatial_compression * ph, config.spatial_compression * pw
+        if request.height % multiples[0] or request.width % multiples[1]:
+            near = [m * max(1, round(n / m)) for n, m in zip((request.height, request.width), multiples, strict=True)]
+            raise UserError(
+                f"{request.width}x{request.height} is no legal size for this model: the width must divide by "
+                f"{multiples[1]} and the height by {multiples[0]}; the nearest legal size is {near[1]}x{near[0]}"
+            )
+        if request.fps <= 0:
+            raise UserError(f"fps is {request.fps}, but must be above 0")
+        return config.latent_shape(request.num_frames, request.height, request.width)[:3]
+
+    def num_tokens(self, request: Request) -> int:
+        return self.layout.num_tokens(self.latent_shape(request))
+
+    def text_ids(self, request: Request) -> list[int]:
+        return [*self.tokenizer.encode(request.prompt), self.tokenizer.eos_id]
+
+    def _row(self, requests: Sequence[Request], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        compression = self.codec.config.temporal_compression
+        samples = [
+            SampleInput(self.latent_shape(requests[n]), requests[n].fps, compression, self.text_ids(requests[n]))
+            for n in numbers
+        ]
+        return pack_row(samples, self.layout)
+
+    def _sample(
+        self, params: Any, batch: dict[str, np.ndarray], members: list[list[Request]], sampling: SamplingConfig
+    ) -> Float[np.ndarray, "B L P"]:
+        noise = np.zeros(batch["tokens"].shape, np.float32)
+        for row, requests in enumerate(members):
+            values = [_noise(r.seed, self.num_tokens(r), self.layout.patch_values) for r in requests]
+            joined = np.concatenate(values)
+            noise[row, : len(joined)] = joined
+        tokens = sample_rows(
+            self.config.model,
+            self.config.flow,
+            params,
+            {k: jnp.asarray(v) for k, v in batch.items()},
+            jnp.asarray(noise),
+            jnp.float32(sampling.guidance),
+            self.tokenizer.eos_id,
+            num_steps=sampling.num_steps,
+            solver=sampling.solver,
+            guided=sampling.guidance != 1.0,
+        )
+        return np.asarray(tokens)
+
+    def _decode(self, tokens: Float[np.ndarray, "L P"], offset: int, request: Request) -> UInt8[np.ndarray, "T Y X 3"]:
+        latents = unpack_tokens(tokens, offset, self.latent_shape(request), self.layout.patch_size)
+        return self.codec.decode(self.codec.denormalise(latents)[None])[0]
+
+
+def _noise(seed: int, num_tokens: int, patch_values: int) -> Float[np.ndarray, "n P"]:
+    return np.asarray(jax.random.normal(jax.random.key(seed), (num_tokens, patch_values)))
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """What a run draws every `preview_every` steps; the seed of sample i is i, at every step."""
+
+    prompts: tuple[str, ...] = ()
+    width: int = 32
+    height: int = 32
+    num_frames: int = 9
+    fps: float = 8.0
+    sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(num_steps=20, guidance=3.0))
+
+
+def make_preview(
+    generator: Callable[[], Generator], cfg: PreviewConfig
+) -> Callable[[Any, Any, Path, int], list[Path]] | None:
+    """A preview that samples the configured prompts with the EMA parameters: one line of frames for each."""
+    if not cfg.prompts:
+        return None
+
+    def preview(params: Any, frozen: Any, directory: Path, step: int) -> list[Path]:
+        requests = [
+            Request(p, cfg.width, cfg.height, cfg.num_frames, cfg.fps, seed) for seed, p in enumerate(cfg.prompts)
+        ]
+        results = sorted(generator().generate(params["dit"], requests, cfg.sampling), key=lambda r: r[0])
+        lines = [np.concatenate(list(frames), axis=1) for _, frames in results]
+        path = directory / f"samples_{step:07d}.png"
+        Image.fromarray(np.concatenate(lines, axis=0)).save(path)
+        return [path]
+
+    return preview
+
+
+def load_generator(config: DiffusionConfig, layout: RowLayout, latents: Path) -> Generator:
+    """A generator whose autoencoder and tokenizer lie beside the latents that it was trained on."""
+    return Generator(config, layout, load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model"))

@@ -1,0 +1,102 @@
+"""Pictures for the page: curves as inline SVG that follow the reader's colours, frames as PNG strips, data URIs."""
+
+import base64
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+MEDIA_TYPES = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".png": "image/png"}
+
+# Drawn in this colour, then replaced by the page's own text colour, so that curves follow light and dark.
+INK = "#010203"
+# Legible on white and on near-black alike (Okabe and Ito's colour-blind-safe set).
+SERIES = ("#0f8bd9", "#e08214", "#12a37f", "#cc5fa5", "#8f7ee6", "#c9a400", "#e0564f")
+STRIP_GAP_PIXELS = 2
+
+
+def data_uri(path: Path) -> str:
+    """A media file as a `data:` URI, so that the page needs nothing beside itself."""
+    media_type = MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
+    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def frame_strip(frames: UInt8[np.ndarray, "T Y X 3"], num_frames: int = 5) -> UInt8[np.ndarray, "y x 4"]:
+    """`num_frames` frames, evenly spaced from first to last, side by side; the gaps are transparent."""
+    chosen = frames[np.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().astype(int)]
+    num, height, width, _ = chosen.shape
+    strip = np.zeros((height, num * width + (num - 1) * STRIP_GAP_PIXELS, 4), np.uint8)
+    for i, frame in enumerate(chosen):
+        left = i * (width + STRIP_GAP_PIXELS)
+        strip[:, left : left + width, :3] = frame
+        strip[:, left : left + width, 3] = 255
+    return strip
+
+
+def png_uri(image: UInt8[np.ndarray, "y x c"]) -> str:
+    """An RGB or RGBA image as a PNG `data:` URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def curves_svg(
+    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    ylabel: str,
+    *,
+    xlabel: str = "step",
+    log_y: bool = False,
+    smooth: bool = False,
+) -> str:
+    """Named curves (x, y) as one `<svg>` element without fixed colours for text or ground.
+
+    `smooth` draws the raw values faintly and their exponential average, over a fiftieth of the points, on top.
+    """
+    style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11, "axes.linewidth": 0.8}
+    style |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {"axes.labelcolor": INK}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+        axes = figure.subplots()
+        for colour, (name, (x, y)) in zip(itertools.cycle(SERIES), series.items(), strict=False):
+            if smooth and len(y) > 20:
+                axes.plot(x, y, color=colour, alpha=0.22, linewidth=1)
+                y = _running_average(np.asarray(y, float), span=max(len(y) // 50, 4))
+            marker = "o" if len(x) <= 20 else None
+            axes.plot(x, y, color=colour, label=name, linewidth=1.8, marker=marker, markersize=3)
+        axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_y else "linear")
+        axes.grid(color=INK, alpha=0.1, which="both" if log_y else "major")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(INK)
+        if len(series) > 1:
+            figure.legend(loc="outside upper center", frameon=False, ncols=min(len(series), 4), fontsize=9)
+        return _inline_svg(figure, salt=ylabel)
+
+
+def _running_average(y: np.ndarray, span: int) -> np.ndarray:
+    """Exponential average whose start is not biased towards zero."""
+    keep = 1 - 1 / span
+    total = weight = 0.0
+    averaged = np.empty_like(y)
+    for i, value in enumerate(y):
+        total, weight = keep * total + value, keep * weight + 1
+        averaged[i] = total / weight
+    return averaged
+
+
+def _inline_svg(figure: Figure, salt: str) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):  # the same figure gives the same bytes, two never share ids
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace(INK, "currentColor")

@@ -1,0 +1,103 @@
+"""Attention over packed rows: one seam, one oracle, and kernels that are tested against it.
+
+A token attends to the tokens of its own segment and to nothing else; id 0 is padding, which attends to nothing and
+yields zeros. Segments are contiguous with ascending ids and padding comes last (DESIGN: packing), so the keys that a
+block of queries needs are one range: a kernel's work follows the sum of squared segment lengths, not L².
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from sora_jax.config import choose
+from sora_jax.models.blockwise import blockwise_attention
+from sora_jax.models.layers import DTYPES, RMSNorm
+from sora_jax.models.rope import Angles, rotate
+
+AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def reference_attention(
+    q: Float[Array, "B L N K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    q_segment_ids: Int[Array, "B L"],
+    kv_segment_ids: Int[Array, "B S"],
+) -> Float[Array, "B L N K"]:
+    """Plain softmax attention in float32, `[L, S]` logits and all: what every kernel must equal."""
+    logits = jnp.einsum("BLNK,BSNK->BNLS", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    mask = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (kv_segment_ids[:, None, :] > 0)
+    logits = jnp.where(mask[:, None], logits, -jnp.inf)
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(highest), highest, 0.0))  # a row without keys: zeros, not NaN
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / jnp.where(total > 0, total, 1.0)
+    return jnp.einsum("BNLS,BSNK->BLNK", weights.astype(v.dtype), v)
+
+
+KERNELS: dict[str, AttentionFn] = {"reference": reference_attention, "blockwise": blockwise_attention}
+
+REFERENCE_LENGTH = 192
+"""Up to this many tokens a row's whole `[L, S]` logits are cheaper than padding it to blocks of 256."""
+
+
+def attention(
+    q: Float[Array, "B L N K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    q_segment_ids: Int[Array, "B L"],
+    kv_segment_ids: Int[Array, "B S"],
+    kernel: str = "auto",
+) -> Float[Array, "B L N K"]:
+    """The seam. `kernel` names one of KERNELS, or `auto` chooses by the row's length."""
+    if kernel == "auto":
+        kernel = "reference" if max(q.shape[1], k.shape[1]) <= REFERENCE_LENGTH else "blockwise"
+    return choose(KERNELS, kernel, "attention kernel")(q, k, v, q_segment_ids, kv_segment_ids)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with QK-norm (Dehghani et al. 2023) and rotary positions."""
+
+    def __init__(self, width: int, num_heads: int, dtype: str, rngs: nnx.Rngs, kernel: str = "auto"):
+        head, kind = width // num_heads, DTYPES[dtype]
+        self.query = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
+        self.key = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
+        self.value = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
+        self.query_norm, self.key_norm = RMSNorm(head), RMSNorm(head)
+        self.attention_out = nnx.LinearGeneral((num_heads, head), width, axis=(-2, -1), dtype=kind, rngs=rngs)
+        self.kernel = kernel
+
+    def __call__(
+        self, x: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], angles: Angles
+    ) -> Float[Array, "B L D"]:
+        q = rotate(self.query_norm(self.query(x)), angles)
+        k = rotate(self.key_norm(self.key(x)), angles)
+        return self.attention_out(attention(q, k, self.value(x), segment_ids, segment_ids, self.kernel))
+
+
+class CrossAttention(nnx.Module):
+    """Video tokens attend to the text tokens of their own segment. Starts as the identity: its output is zero."""
+
+    def __init__(self, width: int, text_width: int, num_heads: int, dtype: str, rngs: nnx.Rngs, kernel: str = "auto"):
+        head, kind = width // num_heads, DTYPES[dtype]
+        self.query = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
+        self.key = nnx.LinearGeneral(text_width, (num_heads, head), dtype=kind, rngs=rngs)
+        self.value = nnx.LinearGeneral(text_width, (num_heads, head), dtype=kind, rngs=rngs)
+        self.query_norm, self.key_norm = RMSNorm(head), RMSNorm(head)
+        self.attention_out = nnx.LinearGeneral(
+            (num_heads, head), width, axis=(-2, -1), dtype=kind, rngs=rngs, kernel_init=nnx.initializers.zeros
+        )
+        self.kernel = kernel
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        text: Float[Array, "B S E"],
+        segment_ids: Int[Array, "B L"],
+        text_segment_ids: Int[Array, "B S"],
+    ) -> Float[Array, "B L D"]:
+        q, k = self.query_norm(self.query(x)), self.key_norm(self.key(text))
+        return self.attention_out(attention(q, k, self.value(text), segment_ids, text_segment_ids, self.kernel))

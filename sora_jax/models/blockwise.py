@@ -1,0 +1,133 @@
+"""Attention in blocks (Rabe & Staats 2021; Dao et al. 2022, algorithm 1 and 4) in plain XLA, for CPU.
+
+Memory is linear in the row, and each block of queries visits only the blocks of keys whose segments overlap its own.
+The rows of a batch are visited one after another, because each has its own ranges.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+BLOCK = 256
+"""Queries and keys of one tile: its logits for a dozen heads stay within a core's cache."""
+
+
+def blockwise_attention(
+    q: Float[Array, "B L N K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    q_segment_ids: Int[Array, "B L"],
+    kv_segment_ids: Int[Array, "B S"],
+) -> Float[Array, "B L N K"]:
+    """Equal to `reference_attention`; segment ids must be contiguous and ascending with padding (0) last."""
+    length, dtype = q.shape[1], q.dtype
+    heads_first = [jnp.swapaxes(_pad(a.astype(jnp.float32)), 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v)]
+    ids = _pad(q_segment_ids), _pad(kv_segment_ids)
+    out = jax.lax.map(lambda row: _row_attention(*row), (*heads_first, *ids))
+    return jnp.swapaxes(out, 1, 2)[:, :length].astype(dtype)
+
+
+def _pad(x: jax.Array) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[1] = (0, -x.shape[1] % BLOCK)
+    return jnp.pad(x, widths)
+
+
+def _key_ranges(ids: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each block of `ids` the half-open range of blocks of `other` that hold the same segments."""
+    last = jnp.iinfo(jnp.int32).max
+    ordered, blocks = jnp.where(other == 0, last, other), ids.reshape(-1, BLOCK)
+    first_id = jnp.min(jnp.where(blocks == 0, last, blocks), axis=1)
+    low = jnp.searchsorted(ordered, first_id, side="left")
+    high = jnp.searchsorted(ordered, jnp.max(blocks, axis=1), side="right")
+    return low // BLOCK, jnp.where(high > low, -(-high // BLOCK), low // BLOCK)
+
+
+def _tile(x: jax.Array, i: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=-1 if x.ndim == 1 else 1)
+
+
+def _logits(q: jax.Array, k: jax.Array, q_ids: jax.Array, k_ids: jax.Array) -> jax.Array:
+    mask = (q_ids[:, None] == k_ids[None, :]) & (k_ids[None, :] > 0)
+    return jnp.where(mask, jnp.einsum("NLK,NSK->NLS", q, k), -jnp.inf)
+
+
+@jax.custom_vjp
+def _row_attention(q, k, v, q_ids, k_ids):
+    return _forward(q, k, v, q_ids, k_ids)[0]
+
+
+def _forward(q, k, v, q_ids, k_ids):
+    """Output `[N, L, K]` and the logarithm of each softmax's denominator `[N, L]` (+inf where there are no keys)."""
+    low, high = _key_ranges(q_ids, k_ids)
+
+    def query_block(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q_i, ids_i = _tile(q, i), _tile(q_ids, i)
+
+        def key_block(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            total, denominator, highest = carry
+            logits = _logits(q_i, _tile(k, j), ids_i, _tile(k_ids, j))
+            new = jnp.maximum(highest, logits.max(-1))
+            safe = jnp.where(jnp.isfinite(new), new, 0.0)
+            weights, scale = jnp.exp(logits - safe[..., None]), jnp.exp(highest - safe)
+            total = total * scale[..., None] + jnp.einsum("NLS,NSK->NLK", weights, _tile(v, j))
+            return total, denominator * scale + weights.sum(-1), new
+
+        start = jnp.zeros_like(q_i), jnp.zeros(q_i.shape[:2]), jnp.full(q_i.shape[:2], -jnp.inf)
+        total, denominator, highest = jax.lax.fori_loop(low[i], high[i], key_block, start)
+        safe = jnp.where(denominator > 0, denominator, 1.0)
+        lse = jnp.where(denominator > 0, jnp.log(safe) + highest, jnp.inf)
+        return total / safe[..., None], lse
+
+    out, lse = jax.lax.map(query_block, jnp.arange(q.shape[1] // BLOCK))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape), jnp.moveaxis(lse, 0, 1).reshape(q.shape[:2])
+
+
+def _save(q, k, v, q_ids, k_ids):
+    out, lse = _forward(q, k, v, q_ids, k_ids)
+    return out, (q, k, v, q_ids, k_ids, out, lse)
+
+
+def _gradients(saved, d_out):
+    q, k, v, q_ids, k_ids, out, lse = saved
+    delta = jnp.sum(out * d_out, axis=-1)  # rowsum(dO * O), FlashAttention eq. 4
+
+    def d_logits(i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = _logits(_tile(q, i), _tile(k, j), _tile(q_ids, i), _tile(k_ids, j))
+        weights = jnp.exp(logits - _tile(lse, i)[..., None])
+        d_weights = jnp.einsum("NLK,NSK->NLS", _tile(d_out, i), _tile(v, j))
+        return weights, weights * (d_weights - _tile(delta, i)[..., None])
+
+    def d_query(i, low, high):
+        def add(j, total):
+            return total + jnp.einsum("NLS,NSK->NLK", d_logits(i, j)[1], _tile(k, j))
+
+        return jax.lax.fori_loop(low, high, add, jnp.zeros_like(_tile(q, i)))
+
+    def d_key_value(j, low, high):
+        def add(i, totals):
+            weights, d = d_logits(i, j)
+            d_k = totals[0] + jnp.einsum("NLS,NLK->NSK", d, _tile(q, i))
+            return d_k, totals[1] + jnp.einsum("NLS,NLK->NSK", weights, _tile(d_out, i))
+
+        zeros = jnp.zeros_like(_tile(k, j))
+        return jax.lax.fori_loop(low, high, add, (zeros, zeros))
+
+    d_q = _over_blocks(d_query, q, *_key_ranges(q_ids, k_ids))
+    d_k, d_v = _over_blocks(d_key_value, k, *_key_ranges(k_ids, q_ids))
+    return d_q, d_k, d_v, None, None
+
+
+def _over_blocks(fn, like: jax.Array, low: jax.Array, high: jax.Array):
+    """`fn(block, low, high)` for every block, its `[N, BLOCK, K]` results joined to the shape of `like`."""
+    out = jax.lax.map(lambda args: fn(*args), (jnp.arange(like.shape[1] // BLOCK), low, high))
+    return jax.tree.map(functools.partial(_join, like=like), out)
+
+
+def _join(x: jax.Array, like: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x, 0, 1).reshape(like.shape)
+
+
+_row_attention.defvjp(_save, _gradients)

@@ -1,0 +1,156 @@
+"""A trained autoencoder as the rest of the program holds it: saved, loaded, and applied to whole videos in chunks.
+
+An export is a folder with `weights.safetensors` and `autoencoder.json` (config, per-channel mean and deviation of the
+latents, fingerprint). The fingerprint covers all of these, so that latents of two autoencoders never mix.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+from jaxtyping import Float, Float32, UInt8
+from safetensors.numpy import load_file, save_file
+
+from data_pipeline.errors import UserError
+from sora_jax.config import build_config
+from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, VideoAutoencoder
+from sora_jax.models.layers import definition
+
+CHUNK_LATENTS = 4
+"""Latent frames that are coded at a time: memory does not grow with the clip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """Frozen autoencoder weights with the statistics `[C]` of the latents that they make."""
+
+    config: AutoencoderConfig
+    params: dict[str, Any]
+    latent_mean: Float32[np.ndarray, " C"]
+    latent_std: Float32[np.ndarray, " C"]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(_header(self), sort_keys=True).encode())
+        for name, value in sorted(_flat(self.params).items()):
+            digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
+
+    def encode(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Float32[np.ndarray, "B F H W C"]:
+        """Raw posterior means of whole videos, chunk by chunk. Raises UserError for an illegal shape."""
+        self.config.latent_shape(*video.shape[1:4])
+        step, cache, means = CHUNK_LATENTS * self.config.temporal_compression, [], []
+        for start, end in _chunks(video.shape[1], step):
+            mean, cache = _encode(self.config, self.params, video[:, start:end], cache)
+            means.append(np.asarray(mean))
+        return np.concatenate(means, axis=1)
+
+    def decode(self, latents: Float[np.ndarray, "B F H W C"]) -> UInt8[np.ndarray, "B T Y X 3"]:
+        """Whole videos from raw (not normalised) latents, chunk by chunk."""
+        return np.concatenate(list(self.decode_chunks(latents)), axis=1)
+
+    def decode_chunks(self, latents: Float[np.ndarray, "B F H W C"]) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
+        """As `decode`, a few latents' frames at a time."""
+        cache: list[jax.Array] = []
+        for start, end in _chunks(latents.shape[1], CHUNK_LATENTS):
+            pixels, cache = _decode(self.config, self.params, jnp.asarray(latents[:, start:end], jnp.float32), cache)
+            yield np.asarray(pixels)
+
+    def normalise(self, latents: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "... C"]:
+        return (latents - self.latent_mean) / self.latent_std
+
+    def denormalise(self, latents: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "... C"]:
+        return latents * self.latent_std + self.latent_mean
+
+    def save(self, directory: Path) -> None:
+        """Writes the export; `autoencoder.json`, renamed into place last, commits it."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in _flat(self.params).items()}, directory / "weights.safetensors"
+        )
+        text = json.dumps({**_header(self), "fingerprint": self.fingerprint}, indent=1) + "\n"
+        (directory / "autoencoder.json.tmp").write_text(text)
+        os.replace(directory / "autoencoder.json.tmp", directory / "autoencoder.json")
+
+
+def load_codec(directory: Path | str) -> Codec:
+    """The export in `directory`, or in the `export` folder of an autoencoder's run.
+
+    Raises UserError when there is none or when its weights are not the ones that its fingerprint names.
+    """
+    candidates = [Path(directory), Path(directory) / "export"]
+    folder = next((d for d in candidates if (d / "autoencoder.json").exists()), None)
+    if folder is None:
+        raise UserError(
+            f"{directory} holds no autoencoder export (autoencoder.json); run `sora-jax encode --autoencoder "
+            f"{directory} --data CLIPS --out LATENTS` first, which writes one"
+        )
+    header = json.loads((folder / "autoencoder.json").read_text())
+    params = traverse_util.unflatten_dict(load_file(folder / "weights.safetensors"), sep="/")
+    codec = Codec(
+        config=build_config(AutoencoderConfig, header["config"], f"{folder}/autoencoder.json: config"),
+        params=jax.tree.map(jnp.asarray, params),
+        latent_mean=np.asarray(header["latent_mean"], np.float32),
+        latent_std=np.asarray(header["latent_std"], np.float32),
+    )
+    if codec.fingerprint != header["fingerprint"]:
+        raise UserError(
+            f"{folder}: the weights' fingerprint is {codec.fingerprint[:12]}, autoencoder.json says "
+            f"{header['fingerprint'][:12]}; the export is damaged, copy it again"
+        )
+    return codec
+
+
+def to_float(video: UInt8[np.ndarray, "..."] | jax.Array) -> jax.Array:
+    """Pixels 0..255 as float32 in [-1, 1]."""
+    return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
+
+
+def apply(config: AutoencoderConfig, params: dict[str, Any]) -> VideoAutoencoder:
+    """The module with these parameters."""
+    return nnx.merge(_definition(config), params)
+
+
+@functools.cache
+def _definition(config: AutoencoderConfig) -> Any:
+    return definition(lambda rngs: VideoAutoencoder(config, rngs))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config, params, video, cache):
+    posterior, cache = apply(config, params).encode(to_float(video), cache)
+    return Posterior(*posterior).mean, cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(config, params, latents, cache):
+    video, cache = apply(config, params).decode(latents, cache)
+    return jnp.clip(jnp.round((video + 1.0) * 127.5), 0, 255).astype(jnp.uint8), cache
+
+
+def _chunks(length: int, step: int) -> Iterator[tuple[int, int]]:
+    """The first chunk is one longer than the others: it holds the frame (or latent) that stands alone."""
+    yield 0, min(length, 1 + step)
+    for start in range(1 + step, length, step):
+        yield start, min(length, start + step)
+
+
+def _header(codec: Codec) -> dict[str, Any]:
+    return {
+        "config": dataclasses.asdict(codec.config),
+        "latent_mean": [float(v) for v in codec.latent_mean],
+        "latent_std": [float(v) for v in codec.latent_std],
+    }
+
+
+def _flat(params: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(params, sep="/").items()}

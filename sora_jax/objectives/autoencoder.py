@@ -1,0 +1,126 @@
+"""The autoencoder task: L1 reconstruction and a small KL (Kingma & Welling 2013; Rombach et al. 2022)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from data_pipeline.clip_stream import ClipSource, ClipStreamConfig
+from data_pipeline.prefetch import make_stream
+from sora_jax import flops
+from sora_jax.config import OptimConfig, TrainConfig, build_config
+from sora_jax.models.autoencoder import AutoencoderConfig, VideoAutoencoder, forward_flops
+from sora_jax.models.codec import apply, to_float
+from sora_jax.models.layers import initialise
+from sora_jax.parallel import process_rows
+from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
+
+
+@dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """Weights against an L1 of pixels in [-1, 1]: of the KL in nats of a latent value, and of the squared error, which
+    finds small objects on plain backgrounds sooner than L1, the error of the median, does."""
+
+    kl_weight: float = 1e-4
+    squared_weight: float = 0.0
+
+
+def prepare(config: Mapping[str, Any]) -> Prepared:
+    """The task and its data from a run's config. Raises UserError before any model is built."""
+    model = build_config(AutoencoderConfig, config.get("model", {}), "config.model")
+    loss = build_config(AutoencoderLossConfig, config.get("loss", {}), "config.loss")
+    optim = build_config(OptimConfig, config["optim"], "config.optim")
+    train = build_config(TrainConfig, config["train"], "config.train")
+    data = dict(config["data"])
+    path = data.pop("path")
+    shared = {"batch_size": train.batch_rows, "seed": train.seed}
+    stream = build_config(ClipStreamConfig, {**shared, **data}, "config.data")
+    for crop in stream.crops:
+        model.latent_shape(*crop)
+    rows = process_rows(train.batch_rows)
+    source = ClipSource(path, stream, "train", rows)
+    manifest = source.reader.manifest
+    heldout = ClipSource(path, stream, "heldout", rows) if manifest.counts["heldout"] else None
+    task = Task(
+        name="autoencoder",
+        init=lambda key: {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)},
+        groups=(ParamGroup("autoencoder", make_loss(model, loss), optim),),
+        evaluate=make_evaluate(model),
+        flops=lambda batch: flops.TRAINING * len(batch["video"]) * forward_flops(model, *batch["video"].shape[1:4]),
+        preview=make_preview(model, heldout or source),
+        fingerprints={"data": manifest.fingerprint},
+    )
+    return Prepared(
+        task=task,
+        train=train,
+        make_batches=lambda start, num: make_stream(source, start, num, train.num_workers),
+        eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
+        config=dict(config),
+    )
+
+
+def make_loss(model: AutoencoderConfig, cfg: AutoencoderLossConfig):
+    """Sum over the rows of mean |x̂ - x| + squared_weight x mean (x̂ - x)² + kl_weight x mean KL, with z ~ posterior."""
+
+    def loss(params: Params, frozen: Frozen, batch: Batch, key: jax.Array, row_offset: jax.Array) -> LossOutput:
+        network, video = apply(model, params["autoencoder"]), to_float(batch["video"])
+        posterior, _ = network.encode(video, [])
+        rows = row_offset + jnp.arange(len(video))
+        noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), posterior.mean.shape[1:]))(rows)
+        latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
+        decoded, _ = network.decode(latents, [])
+        l1, kl = per_row(jnp.abs(decoded - video)), per_row(posterior.kl())
+        squared = per_row(jnp.square(decoded - video))
+        weight = jnp.asarray(len(video), jnp.float32)
+        metrics = {"l1": (l1.sum(), weight), "kl": (kl.sum(), weight), "psnr": (psnr(decoded, video).sum(), weight)}
+        return LossOutput(jnp.sum(l1 + cfg.squared_weight * squared + cfg.kl_weight * kl), weight, metrics)
+
+    return loss
+
+
+def make_evaluate(model: AutoencoderConfig):
+    """Reconstruction from the posterior mean: L1 of pixels in [-1, 1] and PSNR in dB."""
+
+    def evaluate(params: Params, frozen: Frozen, batch: Batch, key: jax.Array) -> Sums:
+        network, video = apply(model, params["autoencoder"]), to_float(batch["video"])
+        decoded, _ = network.decode(network.encode(video, [])[0].mean, [])
+        weight = jnp.asarray(len(video), jnp.float32)
+        return {"l1": (per_row(jnp.abs(decoded - video)).sum(), weight), "psnr": (psnr(decoded, video).sum(), weight)}
+
+    return evaluate
+
+
+def per_row(x: jax.Array) -> jax.Array:
+    """The mean over everything but the rows, `[B]`."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+
+
+def psnr(decoded: jax.Array, video: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio in dB of each row, for pixels in [-1, 1] clipped to their range, `[B]`."""
+    error = per_row(jnp.square((jnp.clip(decoded, -1.0, 1.0) - video) / 2.0))
+    return -10.0 * jnp.log10(jnp.maximum(error, 1e-10))
+
+
+def make_preview(model: AutoencoderConfig, source: ClipSource):
+    """A sheet of real frames above their reconstructions, one pair of lines for each of up to four clips."""
+
+    @jax.jit
+    def reconstruct(params: Params, video: jax.Array) -> jax.Array:
+        network = apply(model, params["autoencoder"])
+        return network.decode(network.encode(to_float(video), [])[0].mean, [])[0]
+
+    def preview(params: Params, frozen: Frozen, directory: Path, step: int) -> list[Path]:
+        video = source[0]["video"][:4]
+        decoded = np.asarray(reconstruct(params, video))
+        pixels = np.clip(np.round((decoded + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        lines = [np.concatenate(list(clip), axis=1) for pair in zip(video, pixels, strict=True) for clip in pair]
+        path = directory / f"reconstructions_{step:07d}.png"
+        Image.fromarray(np.concatenate(lines, axis=0)).save(path)
+        return [path]
+
+    return preview

@@ -1,0 +1,136 @@
+"""The diffusion task: rectified flow on packed latent rows, with known tokens held clean."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.prefetch import make_stream
+from data_pipeline.stream import LatentSource, StreamConfig
+from sora_jax import flops
+from sora_jax.config import OptimConfig, TrainConfig, build_config, choose
+from sora_jax.diffusion import flow
+from sora_jax.diffusion.denoiser import predict_velocity
+from sora_jax.diffusion.flow import FlowConfig
+from sora_jax.diffusion.generation import DiffusionConfig, PreviewConfig, load_generator, make_preview
+from sora_jax.models.dit import SIZES, Dit, DitConfig, forward_flops
+from sora_jax.models.layers import gather_groups, initialise
+from sora_jax.parallel import process_rows
+from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
+
+TIME_BUCKETS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+"""Held-out loss is reported at these times: its mean over a run's own times hides where a model is weak."""
+
+
+def prepare(config: Mapping[str, Any]) -> Prepared:
+    """The task and its data from a run's config. Raises UserError before any model is built."""
+    optim = build_config(OptimConfig, config["optim"], "config.optim")
+    train = build_config(TrainConfig, config["train"], "config.train")
+    stream = stream_config(config)
+    path, rows = Path(config["data"]["path"]), process_rows(train.batch_rows)
+    source = LatentSource(path, stream, "train", rows)
+    manifest = source.reader.manifest
+    heldout = LatentSource(path, stream, "heldout", rows) if manifest.counts["heldout"] else None
+    model = model_config(config["model"], source.layout.patch_values, source.tokenizer.vocab_size)
+    cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
+    preview = build_config(PreviewConfig, config.get("preview", {}), "config.preview")
+    task = Task(
+        name="diffusion",
+        init=lambda key: {"dit": initialise(lambda rngs: Dit(cfg.model, rngs), key)},
+        groups=(ParamGroup("dit", make_loss(cfg), optim),),
+        evaluate=make_evaluate(cfg),
+        flops=lambda batch: flops.TRAINING * batch_flops(cfg.model, batch),
+        preview=make_preview(lambda: load_generator(cfg, source.layout, path), preview),
+        fingerprints={
+            "data": manifest.fingerprint,
+            "autoencoder": manifest.metadata["autoencoder_fingerprint"],
+            "tokenizer": source.tokenizer.fingerprint,
+        },
+    )
+    return Prepared(
+        task=task,
+        train=train,
+        make_batches=lambda start, num: make_stream(source, start, num, train.num_workers),
+        eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
+        config=dict(config),
+    )
+
+
+def stream_config(config: Mapping[str, Any]) -> StreamConfig:
+    """The layout of rows from a run's config; the global batch and the seed are the run's own."""
+    data = {k: v for k, v in dict(config["data"]).items() if k != "path"}
+    shared = {"batch_rows": config["train"]["batch_rows"], "seed": config["train"].get("seed", 0)}
+    return build_config(StreamConfig, {**shared, **data}, "config.data")
+
+
+def model_config(values: Mapping[str, Any], patch_values: int, vocab_size: int) -> DitConfig:
+    """`config.model` is a named size, any of its fields overridden; patch and vocabulary sizes come from the data."""
+    fields = dict(values)
+    size = fields.pop("size", None)
+    base = dict(choose(SIZES, size, "config.model.size")) if size else {}
+    text = {"vocab_size": vocab_size, **dict(fields.pop("text", {}))}
+    return build_config(DitConfig, {**base, **fields, "text": text, "patch_values": patch_values}, "config.model")
+
+
+def make_loss(cfg: DiffusionConfig) -> Callable[..., LossOutput]:
+    """Sum over noisy tokens of the mean squared error of the velocity; times and noise are drawn for each row."""
+
+    def loss(params: Params, frozen: Frozen, batch: Batch, key: jax.Array, row_offset: jax.Array) -> LossOutput:
+        rows = row_offset + jnp.arange(batch["tokens"].shape[0])
+        keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(rows)
+        times = jax.vmap(lambda k, n: flow.draw_times(k, n, cfg.flow))(keys[:, 0], batch["sample_tokens"])
+        noise = jax.vmap(lambda k: jax.random.normal(k, batch["tokens"].shape[1:]))(keys[:, 1])
+        errors, weights = velocity_errors(cfg, params["dit"], batch, times, noise)
+        total, weight = jnp.sum(errors * weights), jnp.sum(weights)
+        padding = jnp.sum(batch["segment_ids"] == 0).astype(jnp.float32), jnp.asarray(weights.size, jnp.float32)
+        return LossOutput(total, weight, {"padding": padding})
+
+    return loss
+
+
+def velocity_errors(
+    cfg: DiffusionConfig, params: Any, batch: Batch, times: jax.Array, noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Per token `[B, L]`: the squared error of the velocity, and 1 where the token is noisy, 0 where known or padding.
+
+    `times` is `[B, G]`, a noise level for each segment; its known tokens have level 0.
+    """
+    group_times = jnp.stack([times, jnp.zeros_like(times)], axis=-1).reshape(times.shape[0], -1)
+    t = gather_groups(group_times[..., None], batch["noise_group_ids"])
+    x_0 = batch["tokens"]
+    x_t = flow.corrupt(x_0, noise, t)
+    velocity = predict_velocity(cfg.model, cfg.flow, params, x_t, group_times, batch)
+    is_noisy = (batch["segment_ids"] > 0) & (batch["noise_group_ids"] % 2 == 0)
+    return jnp.mean(jnp.square(velocity - (noise - x_0)), axis=-1), is_noisy.astype(jnp.float32)
+
+
+def make_evaluate(cfg: DiffusionConfig) -> Callable[..., Sums]:
+    """Held-out loss at each of TIME_BUCKETS (shifted like training times) and their mean, with the key's noise."""
+
+    def evaluate(params: Params, frozen: Frozen, batch: Batch, key: jax.Array) -> Sums:
+        noise = jax.random.normal(key, batch["tokens"].shape)
+
+        def at_time(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+            times = flow.shift(
+                jnp.broadcast_to(t, batch["sample_tokens"].shape), batch["sample_tokens"], cfg.flow.reference_tokens
+            )
+            errors, weights = velocity_errors(cfg, params["dit"], batch, times, noise)
+            return jnp.sum(errors * weights), jnp.sum(weights)
+
+        totals, weights = jax.lax.map(at_time, jnp.asarray(TIME_BUCKETS))
+        buckets = {f"loss_t{t:.2f}": (totals[i], weights[i]) for i, t in enumerate(TIME_BUCKETS)}
+        return {"loss": (totals.sum(), weights.sum()), **buckets}
+
+    return evaluate
+
+
+def batch_flops(cfg: DitConfig, batch: Mapping[str, np.ndarray]) -> float:
+    """FLOPs of one forward pass over the real tokens of a host's batch."""
+    video = [int(n) for n in batch["sample_tokens"].ravel() if n]
+    num_segments = batch["sample_tokens"].shape[1]
+    text = [np.bincount(row, minlength=num_segments + 1)[1:] for row in batch["text_segment_ids"]]
+    lengths = np.concatenate(text)[batch["sample_tokens"].ravel() > 0]
+    return sum(forward_flops(cfg, video, lengths.tolist()).values())

@@ -1,0 +1,148 @@
+"""The whole layout on one page: mesh axes, logical dims, and which parameter has which dims.
+
+*Axis* means a mesh axis, *dim* a tensor dimension. Models name the logical dims of their activations
+(`constrain`); parameters get theirs from the path table below; `ShardingRules` maps dims to axes. Axes that the
+mesh lacks, or that do not divide a dim, leave that dim whole, so that one model runs on any mesh.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from data_pipeline.errors import UserError
+
+REPLICA, DATA, FSDP, CONTEXT, TENSOR = "replica", "data", "fsdp", "context", "tensor"
+AXES = (REPLICA, DATA, FSDP, CONTEXT, TENSOR)
+"""From the slowest link (`replica`, over DCN) to the fastest (`tensor`)."""
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Logical dim -> mesh axes. A dim that is not named here is never sharded (`layer` on purpose)."""
+
+    row: tuple[str, ...] = (REPLICA, DATA, FSDP)
+    token: tuple[str, ...] = (CONTEXT,)
+    embed: tuple[str, ...] = (FSDP,)
+    mlp: tuple[str, ...] = (TENSOR,)
+    heads: tuple[str, ...] = (TENSOR,)
+    vocab: tuple[str, ...] = (TENSOR,)
+
+    def axes(self, dim: str | None) -> tuple[str, ...]:
+        return getattr(self, dim, ()) if dim else ()
+
+
+RULES = ShardingRules()
+
+# The first pattern found in a parameter's path gives the dims of its trailing dimensions; leading ones (the
+# scanned `layer`) stay whole. Biases, norms and convolutions match nothing and are replicated.
+PARAMETER_DIMS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(query|key|value)/kernel$", ("embed", "heads", None)),
+    (r"attention_out/kernel$", ("heads", None, "embed")),
+    (r"mlp_in/kernel$", ("embed", "mlp")),
+    (r"mlp_out/kernel$", ("mlp", "embed")),
+    (r"modulation/kernel$", ("embed", "mlp")),
+    (r"embedding$", ("vocab", "embed")),
+    (r"(patch_in|text_in|time_in|time_out|pooled_in)/kernel$", (None, "embed")),
+    (r"patch_out/kernel$", ("embed", None)),
+)
+
+
+def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh with every axis of AXES; absent ones have size 1, and all devices go to `data` if none is named.
+
+    Raises UserError for an unknown axis or sizes that do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    for axis in shape:
+        if axis not in AXES:
+            raise UserError(f"the mesh names an axis '{axis}', which is none of {', '.join(AXES)}")
+    sizes = {axis: shape.get(axis, 1) for axis in AXES} if shape else dict.fromkeys(AXES, 1) | {DATA: len(devices)}
+    product = math.prod(sizes.values())
+    if product != len(devices):
+        named = " x ".join(f"{a}={n}" for a, n in sizes.items() if n > 1) or "every axis 1"
+        raise UserError(
+            f"the mesh {named} needs {product} devices, but there are {len(devices)}; "
+            f"set config.train.mesh so that its sizes multiply to {len(devices)}"
+        )
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+
+
+def check_rows(mesh: Mesh, batch_rows: int, microbatches: int) -> None:
+    """Raises UserError when a microbatch cannot be split over the axes that hold rows."""
+    shards = math.prod(mesh.shape[a] for a in RULES.row)
+    if batch_rows % (microbatches * shards):
+        raise UserError(
+            f"batch_rows={batch_rows} does not divide into {microbatches} microbatches over {shards} devices; "
+            f"the nearest legal value is {max(1, round(batch_rows / (microbatches * shards))) * microbatches * shards}"
+        )
+
+
+def process_rows(batch_rows: int) -> tuple[int, int]:
+    """The half-open range of global rows that this process holds."""
+    share = batch_rows // jax.process_count()
+    return jax.process_index() * share, (jax.process_index() + 1) * share
+
+
+def spec(dims: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The partition of `shape`, whose trailing dims are named by `dims`."""
+    names = (None,) * (len(shape) - len(dims)) + tuple(dims)
+    parts: list[Any] = []
+    for name, size in zip(names, shape, strict=True):
+        axes = tuple(a for a in RULES.axes(name) if mesh.shape.get(a, 1) > 1)
+        divides = axes and size % math.prod(mesh.shape[a] for a in axes) == 0
+        parts.append(axes if divides else None)
+    return PartitionSpec(*parts)
+
+
+def parameter_dims(path: str) -> tuple[str | None, ...]:
+    """The logical dims of the parameter at `path`, such as `dit/blocks/mlp_in/kernel`."""
+    return next((dims for pattern, dims in PARAMETER_DIMS if re.search(pattern, path)), ())
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """A key path of `jax.tree_util` as `a/b/c`."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of a state: parameters, their EMA and moments follow the path table."""
+
+    def sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        dims = parameter_dims(path_of(keys))
+        return NamedSharding(mesh, spec(dims if len(leaf.shape) >= len(dims) else (), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """For arrays (or shapes) of the *global* batch: rows over the row axes, everything else whole."""
+
+    def sharding(value: Any) -> NamedSharding:
+        dims = ("row", *(None,) * (len(value.shape) - 1)) if value.shape else ()
+        return NamedSharding(mesh, spec(dims, value.shape, mesh))
+
+    return {name: sharding(value) for name, value in batch.items()}
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows as global arrays on the mesh."""
+    hosts = jax.process_count()
+    shapes = {k: (v.shape[0] * hosts, *v.shape[1:]) if v.shape else () for k, v in batch.items()}
+    whole = {k: jax.ShapeDtypeStruct(shapes[k], v.dtype) for k, v in batch.items()}
+    shardings = batch_shardings(whole, mesh)
+    return {k: jax.make_array_from_process_local_data(shardings[k], np.asarray(v)) for k, v in batch.items()}
+
+
+def constrain(x: jax.Array, *dims: str | None) -> jax.Array:
+    """`x` laid out as its logical dims say, on the mesh set by `jax.set_mesh`; without one, `x` itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.axis_sizes) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh))

@@ -1,0 +1,275 @@
+"""The training loop of every task, top to bottom: restore or initialise, then step, log, evaluate, preview, save.
+
+The order of the data, the noise and the schedule are functions of the step, so a checkpoint's step is the whole
+position: the same command run again continues, and ends bitwise where an uninterrupted run on the same devices ends.
+The host stays at most `metrics.IN_FLIGHT` steps ahead of the device and never waits for the step it just started.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipeline.errors import UserError
+from sora_jax.config import TrainConfig
+from sora_jax.parallel import check_rows, make_mesh, put_batch, state_shardings
+from sora_jax.training import step as training_step
+from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
+from sora_jax.training.metrics import Meter, MetricsLog, Work, count_work, mean_of_sums, peak_flops, read_metrics
+from sora_jax.training.progress import ProgressLine, duration
+from sora_jax.training.run_directory import open_run
+from sora_jax.training.step import TrainState
+from sora_jax.training.stop import EXIT_PREEMPTED, StopSignal
+from sora_jax.training.warm_start import parse_reference, warm_start
+from sora_jax.types import Frozen, Prepared
+
+PREVIEWS = "previews"
+WARM_START = "init_from.json"
+
+logger = logging.getLogger(__name__)
+
+
+class NotFiniteError(UserError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+class Feed:
+    """Batches on the device, one ahead of the step that reads them, and what is known of the one taken last."""
+
+    def __init__(self, prepared: Prepared, mesh: Mesh, start: int) -> None:
+        self._batches = iter(prepared.make_batches(start, prepared.train.num_steps - start))
+        self._flops, self._mesh = prepared.task.flops, mesh
+        self.work = Work("rows", 0, 0, 0.0)
+        self.wait_s = 0.0
+        self.shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def take(self) -> dict[str, jax.Array]:
+        """The next step's batch on the device. Raises UserError if the data ends before the run."""
+        begun = time.perf_counter()
+        batch = next(self._batches, None)
+        self.wait_s = time.perf_counter() - begun
+        if batch is None:
+            raise UserError(
+                "the data ended before config.train.num_steps was reached; make_batches must yield them all"
+            )
+        self.shapes = tuple((name, np.shape(x)) for name, x in batch.items())
+        self.work = count_work(batch, self._flops(batch))
+        # How many clips a host could not read is its own affair: it is logged, and never part of the global batch.
+        return put_batch({name: x for name, x in batch.items() if name != "num_unreadable"}, self._mesh)
+
+    def close(self) -> None:
+        """Ends the loader's workers."""
+        getattr(self._batches, "close", lambda: None)()
+
+
+def train(prepared: Prepared, workdir: str | Path, devices: list[Any] | None = None) -> dict[str, Any]:
+    """Trains what is prepared in the run directory `workdir`, from its last checkpoint if it has one.
+
+    Returns what the command line prints: status ("finished" or "preempted", the latter with its exit code), step,
+    metrics, the checkpoint's path. Raises UserError for bad input, a damaged checkpoint, a full disk, and
+    NotFiniteError when steps stop being finite.
+    """
+    begun, workdir = time.perf_counter(), Path(workdir)
+    task, config = prepared.task, prepared.train
+    mesh = make_mesh(config.mesh, devices)
+    check_rows(mesh, config.batch_rows, config.microbatches)
+    if config.init_from:
+        find_checkpoint(*parse_reference(config.init_from))
+    description = describe_run(prepared.config, task.fingerprints)
+    open_run(workdir, description)
+    start = (committed_steps(workdir / CHECKPOINTS) or [0])[-1]
+    if start >= config.num_steps:
+        logger.info("%s is finished at step %d; raise config.train.num_steps to go on", workdir, start)
+        return summarise(workdir, config, start, start, time.perf_counter() - begun)
+    with (
+        jax.set_mesh(mesh),
+        StopSignal() as stop,
+        Checkpoints(workdir, config.keep_last, description) as checkpoints,
+    ):
+        shardings = state_shardings(training_step.abstract_state(task, config), mesh)
+        state, start = restore_or_init(prepared, checkpoints, workdir, shardings)
+        with MetricsLog(workdir, start) as log, ProgressLine(task.name, config.num_steps) as progress:
+            evaluate = training_step.make_evaluate(task, config, shardings)
+            run = Run(prepared, workdir, mesh, shardings, checkpoints, log, progress, stop, evaluate)
+            reached = run.advance(state, start)
+    return summarise(workdir, config, reached, start, time.perf_counter() - begun)
+
+
+def restore_or_init(
+    prepared: Prepared, checkpoints: Checkpoints, workdir: Path, shardings: TrainState
+) -> tuple[TrainState, int]:
+    """The state of the newest checkpoint, else a fresh one (with `init_from`'s parameters), and its step."""
+    task, config = prepared.task, prepared.train
+    latest = checkpoints.latest
+    if latest is not None:
+        shapes = training_step.abstract_state(task, config)
+        abstract = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)
+        state, data = checkpoints.restore(latest, abstract)
+        logger.info("continuing %s from step %d", workdir, latest)
+        return state, int(data["step"])
+    state = training_step.init_state(task, config, shardings)
+    num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    logger.info("%s: %.3g M parameters on %d device(s)", task.name, num_parameters / 1e6, shardings.step.mesh.size)
+    if config.init_from:
+        state, report = warm_start(config.init_from, state)
+        logger.info("%s", report.summary())
+        (workdir / WARM_START).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+    return state, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run's tools, for the loop to read as a story."""
+
+    prepared: Prepared
+    workdir: Path
+    mesh: Mesh
+    shardings: TrainState
+    checkpoints: Checkpoints
+    log: MetricsLog
+    progress: ProgressLine
+    stop: StopSignal
+    evaluate: Callable[..., Any]
+
+    def advance(self, state: TrainState, start: int) -> int:
+        """Trains from step `start` to the end, or until asked to stop. Returns the step that was saved last."""
+        task, config = self.prepared.task, self.prepared.train
+        train_step = training_step.make_train_step(task, config, self.shardings)
+        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        frozen = jax.device_put(task.frozen, replicated)
+        meter = Meter(config.log_every, config.num_steps, peak_flops(self.mesh.devices.flat), jax.process_count())
+        feed = Feed(self.prepared, self.mesh, start)
+        step, compiled = start, set()
+        try:
+            batch = self._take_ahead(feed)
+            while batch is not None:
+                step += 1
+                known = feed.shapes in compiled
+                with (
+                    contextlib.nullcontext()
+                    if known
+                    else self._compiling(meter, max(feed.shapes, key=lambda s: np.prod(s[1])))
+                ):
+                    state, step_metrics = train_step(state, frozen, batch)
+                    meter.add(step, step_metrics, feed.work, feed.wait_s)
+                compiled.add(feed.shapes)
+                ends = step == config.num_steps or self.stop.requested is not None
+                batch = None if ends else self._take_ahead(feed)  # while the device works
+                self._report(meter, meter.settle())
+                self.checkpoints.raise_failure()
+                if _due(step, config.eval_every, config.num_steps):
+                    with self._aside(meter):
+                        self._evaluate(step, state, frozen)
+                if _due(step, config.preview_every, config.num_steps):
+                    with self._aside(meter):
+                        self._preview(step, state, frozen)
+                if batch is None or _due(step, config.checkpoint_every, config.num_steps):
+                    with self._aside(meter):
+                        self._save(step, state)
+        finally:
+            feed.close()
+        return step
+
+    def _take_ahead(self, feed: Feed) -> dict[str, jax.Array] | None:
+        """The next batch, or None when the signal that asks to stop has ended the loader's workers too."""
+        try:
+            return feed.take()
+        except Exception:
+            if self.stop.requested is None:
+                raise
+            return None
+
+    def _report(self, meter: Meter, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Logs the rows that became due, and stops the run if too many steps in a row were not finite."""
+        self.progress.advance(meter.settled_step)
+        for step, row in rows:
+            self.log.write(step, "train", row)
+            self.progress.row(step, row, meter.step_seconds)
+        limit, count = self.prepared.train.max_nonfinite_steps, meter.nonfinite_in_a_row
+        if 0 < limit <= count:
+            before = meter.settled_step - count
+            good = [s for s in committed_steps(self.checkpoints.directory) if s <= before]
+            where = f"{self.checkpoints.directory / str(good[-1])}" if good else "none: nothing was saved before them"
+            raise NotFiniteError(
+                f"the loss or gradient of {count} steps in a row ({before + 1} to {meter.settled_step}) was not finite "
+                f"and config.train.max_nonfinite_steps is {limit}; none of them was applied. The last good checkpoint "
+                f"is {where}; start from it with --init_from and a lower learning rate, or look at these steps' data"
+            )
+
+    @contextlib.contextmanager
+    def _aside(self, meter: Meter) -> Iterator[None]:
+        """Something else than training: every step under way ends first, and the clock stands."""
+        self._report(meter, meter.pause())
+        yield
+        meter.start()
+
+    @contextlib.contextmanager
+    def _compiling(self, meter: Meter, array: tuple[str, tuple[int, ...]]) -> Iterator[None]:
+        """The first step of a shape (named by its largest array), off the clock up to its end."""
+        with self._aside(meter):
+            begun = time.perf_counter()
+            yield
+            self._report(meter, meter.pause())
+        seconds = time.perf_counter() - begun
+        self.progress.say(f"first step of {array[0]} {array[1]}, compilation included: {seconds:.1f} s")
+
+    def _evaluate(self, step: int, state: TrainState, frozen: Frozen) -> None:
+        batches = itertools.islice(self.prepared.eval_batches(), self.prepared.train.eval_batches)
+        sums = [
+            self.evaluate(state.ema, frozen, put_batch(batch, self.mesh), np.int32(number))
+            for number, batch in enumerate(batches)
+        ]
+        if not sums:
+            logger.warning("no held-out data: nothing to evaluate at step %d", step)
+            return
+        row = mean_of_sums(sums)
+        self.log.write(step, "eval", row)
+        self.progress.say(f"step {step} held out: {'  '.join(f'{n} {v:.4g}' for n, v in row.items())}")
+
+    def _preview(self, step: int, state: TrainState, frozen: Frozen) -> None:
+        if self.prepared.task.preview is None:
+            return
+        folder = self.workdir / PREVIEWS
+        folder.mkdir(exist_ok=True)
+        paths = self.prepared.task.preview(state.ema, frozen, folder, step)
+        self.progress.say(f"step {step} preview: {', '.join(map(str, paths))}")
+
+    def _save(self, step: int, state: TrainState) -> None:
+        data = {"seed": self.prepared.train.seed, "fingerprints": dict(self.prepared.task.fingerprints)}
+        self.checkpoints.save(state, step, data)
+        self.progress.say(f"step {step} saving to {self.checkpoints.directory / str(step)}")
+
+
+def _due(step: int, every: int, num_steps: int) -> bool:
+    """Every `every` steps and at the end; never if `every` is 0."""
+    return every > 0 and (step % every == 0 or step == num_steps)
+
+
+def summarise(workdir: Path, config: TrainConfig, reached: int, start: int, seconds: float) -> dict[str, Any]:
+    """What the run has come to, from its own files."""
+    rows = read_metrics(workdir)
+    last = {kind: next((row for row in reversed(rows) if row["kind"] == kind), {}) for kind in ("train", "eval")}
+    finished = reached >= config.num_steps
+    steps = committed_steps(workdir / CHECKPOINTS)
+    summary = {
+        "status": "finished" if finished else "preempted",
+        "step": reached,
+        "num_steps": config.num_steps,
+        "resumed_from": start,
+        "loss": last["train"].get("loss"),
+        "metrics": {n: v for n, v in last["train"].items() if n not in ("kind", "step", "loss")},
+        "eval": {n: v for n, v in last["eval"].items() if n != "kind"},
+        "checkpoint": str(workdir / CHECKPOINTS / str(steps[-1])) if steps else None,
+        "seconds": round(seconds, 2),
+    }
+    logger.info("%s at step %d of %d after %s", summary["status"], reached, config.num_steps, duration(seconds))
+    return summary if finished else {**summary, "exit_code": EXIT_PREEMPTED}

@@ -1,0 +1,219 @@
+"""Metrics: measured on the device, read late, written to JSONL and TensorBoard.
+
+A step returns one small array. The meter reads it when the step is `IN_FLIGHT` steps old, so that the device always
+has work queued and the host never runs away from it; a window of `log_every` steps becomes one row. Rates count the
+time of training alone: evaluation, previews and the first step (which compiles) stop the clock.
+"""
+
+import collections
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from data_pipeline.errors import from_os_error
+from sora_jax.flops import PEAK_BF16_FLOPS, measured_matmul_peak
+from sora_jax.training.step import StepMetrics
+from sora_jax.types import Sums
+
+IN_FLIGHT = 2
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+COUNTERS = ("skipped", "skipped_total", "nonfinite_in_a_row")
+
+logger = logging.getLogger(__name__)
+
+
+class Work(NamedTuple):
+    """What one batch of this host holds: useful FLOPs, live units of all `capacity` (tokens, frames or rows), and how
+    many of its clips could not be read."""
+
+    unit: str
+    live: int
+    capacity: int
+    flops: float
+    unreadable: int = 0
+
+
+def count_work(batch: Mapping[str, np.ndarray], flops: float) -> Work:
+    """Counts the live tokens of packed rows, the frames of videos, else the rows."""
+    unreadable = int(batch.get("num_unreadable", 0))
+    if "segment_ids" in batch:
+        ids = batch["segment_ids"]
+        return Work("tokens", int(np.count_nonzero(ids)), ids.size, flops, unreadable)
+    if "video" in batch:
+        rows, frames = batch["video"].shape[:2]
+        return Work("frames", rows * frames, rows * frames, flops, unreadable)
+    rows = next(iter(batch.values())).shape[0]
+    return Work("rows", rows, rows, flops, unreadable)
+
+
+def peak_flops(devices: Iterable[Any]) -> float:
+    """FLOP/s of all devices together: data sheet where it is known, else a matrix product timed now."""
+    devices = list(devices)
+    kind = devices[0].device_kind
+    if kind in PEAK_BF16_FLOPS:
+        return PEAK_BF16_FLOPS[kind] * len(devices)
+    on_cpu = devices[0].platform == "cpu"
+    peak = measured_matmul_peak("float32" if on_cpu else "bfloat16", 1024, 3) * (1 if on_cpu else len(devices))
+    logger.info("MFU is against a measured matrix product: %.3g TFLOP/s (no data sheet for '%s')", peak / 1e12, kind)
+    return peak
+
+
+class Meter:
+    """Reads each step's metrics a little late and turns windows of `log_every` steps into rows.
+
+    The clock runs between `start` and `pause`; only steps dispatched meanwhile count for the rates.
+    """
+
+    def __init__(self, log_every: int, num_steps: int, peak: float, num_hosts: int = 1) -> None:
+        self._log_every, self._num_steps, self._peak, self._num_hosts = log_every, num_steps, peak, num_hosts
+        self._in_flight: collections.deque[tuple[int, StepMetrics, Work | None, float]] = collections.deque()
+        self._values: list[np.ndarray] = []
+        self._work: list[Work] = []
+        self._wait_s = self._seconds = 0.0
+        self._unreadable = 0
+        self._started: float | None = None
+        self.settled_step = 0
+        self.nonfinite_in_a_row = 0
+        self.step_seconds = math.nan
+
+    def start(self) -> None:
+        """Starts the clock of the rates."""
+        self._started = time.perf_counter()
+
+    def pause(self) -> list[tuple[int, dict[str, float]]]:
+        """Waits for every step under way and stops the clock. Returns the rows that became due."""
+        rows = self.settle(keep=0)
+        self._lap()
+        self._started = None
+        return rows
+
+    def add(self, step: int, metrics: StepMetrics, work: Work, wait_s: float) -> None:
+        """A step just dispatched; `wait_s` is how long the host waited for its data."""
+        metrics.values.copy_to_host_async()
+        self._unreadable += work.unreadable
+        self._in_flight.append((step, metrics, work if self._started is not None else None, wait_s))
+
+    def settle(self, keep: int = IN_FLIGHT) -> list[tuple[int, dict[str, float]]]:
+        """Waits until at most `keep` steps are under way. Returns (step, row) of the windows that they end."""
+        rows = []
+        while len(self._in_flight) > keep:
+            step, metrics, work, wait_s = self._in_flight.popleft()
+            values = np.asarray(metrics.values)
+            self._values.append(values)
+            self.settled_step = step
+            self.nonfinite_in_a_row = int(values[COUNTERS.index("nonfinite_in_a_row"), 0])
+            if work is not None:
+                self._work.append(work)
+                self._wait_s += wait_s
+            if step % self._log_every == 0 or step == self._num_steps:
+                rows.append((step, self._take_row(metrics.names)))
+        return rows
+
+    def _take_row(self, names: tuple[str, ...]) -> dict[str, float]:
+        self._lap()
+        row = {**_means(np.stack(self._values), names), "unreadable_clips": float(self._unreadable), **self._rates()}
+        self._values, self._work, self._wait_s, self._seconds, self._unreadable = [], [], 0.0, 0.0, 0
+        return row
+
+    def _lap(self) -> None:
+        if self._started is not None:
+            now = time.perf_counter()
+            self._seconds, self._started = self._seconds + now - self._started, now
+
+    def _rates(self) -> dict[str, float]:
+        if not self._work or self._seconds <= 0:
+            return {}
+        live, capacity = sum(w.live for w in self._work), sum(w.capacity for w in self._work)
+        self.step_seconds = self._seconds / len(self._work)
+        return {
+            f"{self._work[0].unit}_per_second": self._num_hosts * live / self._seconds,
+            "step_seconds": self.step_seconds,
+            "padding": 1 - live / max(capacity, 1),
+            "data_wait": self._wait_s / self._seconds,
+            "mfu": self._num_hosts * sum(w.flops for w in self._work) / self._seconds / self._peak,
+        }
+
+
+def _means(values: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
+    """Means over the steps that were applied (a skipped one has no numbers); the total of skipped steps so far."""
+    totals = values[values[:, COUNTERS.index("skipped"), 0] == 0].astype(np.float64).sum(0)
+    row = {n: _ratio(*pair) for n, pair in zip(names, totals, strict=True) if n not in COUNTERS}
+    return {**row, "skipped_total": float(values[-1, COUNTERS.index("skipped_total"), 0])}
+
+
+def mean_of_sums(batches: list[Sums]) -> dict[str, float]:
+    """One number a metric from the sums of several batches; waits for them."""
+    totals: dict[str, np.ndarray] = {}
+    for sums in jax.device_get(batches):
+        for name, pair in sums.items():
+            totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+    return {name: _ratio(*pair) for name, pair in totals.items()}
+
+
+def _ratio(total: float, weight: float) -> float:
+    return float(total / weight) if weight else math.nan
+
+
+class MetricsLog:
+    """`metrics.jsonl` (one object a row: step, kind, values) and TensorBoard; rows after `step` are dropped first."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        self._path = run_dir / METRICS
+        try:
+            _truncate(self._path, step)
+            self._file = self._path.open("a")
+            self._writer = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=step + 1)
+        except OSError as error:
+            raise from_os_error(error, f"opening {self._path}") from error
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Adds a row; numbers that are not finite become null."""
+        row = {"step": step, "kind": kind, **{name: _number(value) for name, value in values.items()}}
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise from_os_error(error, f"writing {self._path}") from error
+        for name, value in values.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`; a last line torn by a kill is left out."""
+    path = Path(run_dir) / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s has a torn line, left out: %.40s", path, line)
+    return rows
+
+
+def _truncate(path: Path, step: int) -> None:
+    """A resumed run repeats the steps after its checkpoint, and their rows."""
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

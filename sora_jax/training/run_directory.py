@@ -1,0 +1,93 @@
+"""What made a run, beside its results: `config.json`, and `run.json` (fingerprints, code, versions, devices).
+
+The same command run again continues the run, so the folder refuses another config, except for fields that only say
+how long, how often or on what the run goes.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError, from_os_error
+
+CONFIG, RUN = "config.json", "run.json"
+
+EXTENDABLE = frozenset(
+    ["num_steps", "log_every", "eval_every", "eval_batches", "preview_every", "checkpoint_every", "keep_last"]
+    + ["max_nonfinite_steps", "num_workers", "mesh", "microbatches"]
+)
+"""Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding."""
+
+
+def open_run(workdir: Path, description: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of the run that `description` (of `describe_run`) describes, or finds that it is.
+
+    Raises UserError when the folder belongs to another run, naming the fields with both values.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        known = _read(workdir / CONFIG)
+        if known is not None:
+            check_config(known, description["config"], workdir)
+        made_of = _read(workdir / RUN)
+        if made_of is not None:
+            _check_fingerprints(made_of.get("fingerprints", {}), description["fingerprints"], workdir)
+        _write(workdir / CONFIG, description["config"])
+        _write(workdir / RUN, {name: value for name, value in description.items() if name != "config"})
+    except OSError as error:
+        raise from_os_error(error, f"opening the run {workdir}") from error
+
+
+def check_config(known: Mapping[str, Any], given: Mapping[str, Any], where: Path) -> None:
+    """Raises UserError if two configs differ in more than extendable fields."""
+    old, new = dict(_flatten(known)), dict(_flatten(json.loads(json.dumps(given))))
+    differing = [
+        f"config.{name} was {old.get(name, 'absent')!r} and is {new.get(name, 'absent')!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, ...) != new.get(name, ...) and not _is_extendable(name)
+    ]
+    if differing:
+        raise UserError(
+            f"{where} holds a run of another config: {'; '.join(differing)}; give these fields their old values, "
+            "or choose another --workdir (with --init_from to start from this run's parameters)"
+        )
+
+
+def _is_extendable(name: str) -> bool:
+    if name == "data.path":  # data may move; its fingerprint may not change
+        return True
+    parts = name.split(".")
+    return len(parts) > 1 and parts[0] == "train" and parts[1] in EXTENDABLE
+
+
+def _check_fingerprints(known: Mapping[str, str], given: Mapping[str, str], where: Path) -> None:
+    differing = [f"{n} was {known[n]} and is {given[n]}" for n in sorted(known) if n in given and known[n] != given[n]]
+    if differing:
+        raise UserError(
+            f"the run in {where} was made of other things: {'; '.join(differing)}; point the config at what the run "
+            "was started with, or choose another --workdir"
+        )
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it, or choose another --workdir") from error
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)

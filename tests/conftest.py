@@ -1,0 +1,43 @@
+"""The strict session: eight fake devices, every annotated shape checked at run time, a persistent compile cache.
+
+The environment must be set before the first import of jax, so this file sets it at import time: pytest loads
+it before any test module, in each xdist worker anew.
+"""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+NUM_DEVICES = 8
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={NUM_DEVICES}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Every annotated function of both packages is checked, shapes and dtypes, on every call in the tests. An int where a
+# float is asked for is fine, as PEP 484 has it.
+jaxtyping.install_import_hook(
+    ["sora_jax", "data_pipeline"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real clips and odd files, outside the repository (`SORA_JAX_SHARED`, by default `../shared`)."""
+    shared = Path(os.environ.get("SORA_JAX_SHARED", REPOSITORY.parent / "shared"))
+    if not (shared / "data").is_dir():
+        pytest.skip(f"no shared data at {shared}: set SORA_JAX_SHARED to the folder that holds data/")
+    return shared / "data"

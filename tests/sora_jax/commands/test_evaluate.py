@@ -1,0 +1,183 @@
+"""`evaluate` and `report` on real files: a world's own clips as samples obey in full, exchanged prompts at chance."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.synthetic.captions import captions
+from data_pipeline.synthetic.render import render
+from data_pipeline.synthetic.worlds import draw_scene
+from data_pipeline.video_io import write_video
+from sora_jax.commands import main as cli
+from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
+from sora_jax.models.codec import Codec
+from sora_jax.models.layers import initialise
+
+NUM_SAMPLES = 36
+
+
+def _run(capsys, *words: object) -> dict:
+    """One verb through the program; its last line of stdout."""
+    code = cli.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads(captured.out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with clip shards, samples that are the world's own clips, and an untrained autoencoder's export."""
+    root = tmp_path_factory.mktemp("world")
+    assert cli.main(f"data synth --world quickstart --clips 120 --out {root}/videos --workers 1".split()) == 0
+    words = f"data build --videos {root}/videos --heldout_fraction 0.3 --out {root}/clips --workers 1"
+    assert cli.main(words.split()) == 0
+    _write_samples(root / "samples", shift=0)
+    _write_samples(root / "exchanged", shift=7)
+    config = AutoencoderConfig(latent_channels=4, patch_size=4, stages=(Stage(1, 2, 8, 1), Stage(2, 2, 8, 1)))
+    params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
+    Codec(config, params, np.zeros(4, np.float32), np.ones(4, np.float32)).save(root / "autoencoder" / "export")
+    return root
+
+
+def _write_samples(directory, shift: int) -> None:
+    """Clips of another seed with their captions; with a `shift`, each has the caption of a later one."""
+    directory.mkdir()
+    scenes = [scene for i in range(60) if (scene := draw_scene("quickstart", 9, i)).num_frames > 1][:NUM_SAMPLES]
+    texts = [captions(scene, np.random.default_rng(0))[0][0] for scene in scenes]
+    lines = []
+    for i, scene in enumerate(scenes):
+        write_video(directory / f"{i}.mp4", render(scene)[0], scene.fps)
+        lines.append({"file": f"{i}.mp4", "prompt": texts[(i + shift) % NUM_SAMPLES], "seed": i, "fps": scene.fps})
+    (directory / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def evaluation(world):
+    path = world / "evaluation.json"
+    words = (
+        f"evaluate --metric probes --generated {world}/samples --real {world}/clips --autoencoder {world}/autoencoder"
+    )
+    assert cli.main([*words.split(), "--num_real", "24", "--out", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_the_worlds_own_clips_obey(evaluation):
+    for name, score in evaluation["scores"].items():
+        assert score["generated"]["rate"] >= 0.97 and score["real"]["rate"] == 1, name
+        assert score["generated"]["low"] < score["generated"]["rate"] <= score["generated"]["high"]
+    chances = {name: score["chance"] for name, score in evaluation["scores"].items()}
+    assert chances == pytest.approx({"colour": 1 / 4, "shape": 1 / 3, "direction": 1 / 4, "all": 1 / 48}, abs=0.09)
+    assert (
+        len(evaluation["samples"]) == NUM_SAMPLES and evaluation["samples"][0]["verdicts"][0]["attribute"] == "colour"
+    )
+
+
+def test_exchanged_prompts_score_at_chance(world, capsys):
+    out = world / "exchanged.json"
+    words = ("--generated", world / "exchanged", "--real", world / "clips", "--num_real", 24, "--out", out)
+    scores = _run(capsys, "evaluate", "--metric", "probes", *words)["scores"]
+    assert scores["all"]["generated"]["rate"] <= 0.1
+    for name in ("colour", "shape", "direction"):
+        assert scores[name]["generated"]["low"] <= scores[name]["chance"] <= scores[name]["generated"]["high"]
+
+
+def test_reconstruction_is_measured(world, capsys):
+    out = world / "reconstruction.json"
+    words = ("--real", world / "clips", "--autoencoder", world / "autoencoder", "--num_real", 8, "--out", out)
+    found = _run(capsys, "evaluate", "--metric", "reconstruction", *words)["reconstruction"]
+    assert found["num_clips"] == 8 and 0 < found["psnr_db"] < 40 and -1 <= found["ssim"] <= 1
+    assert all((world / example["decoded"]).is_file() for example in found["examples"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--metric probes --real {w}/clips", "--generated DIR"),
+        ("--metric reconstruction --real {w}/clips", "--autoencoder RUN"),
+        ("--metric probes --generated {w}/clips --real {w}/clips", "no samples.jsonl"),
+        ("--metric probes --generated {w}/samples --real {w}/samples", "manifest.json"),
+        ("--metric reconstruction --autoencoder {w}/clips --real {w}/clips", "autoencoder.json"),
+        ("--metric probes --generated {w}/samples --real {w}/clips --split test", "train, heldout"),
+        ("--metric probes --generated {w}/samples --real {w}/clips --num_real 0", "--num_real is 0"),
+    ],
+)
+def test_bad_input_is_one_clear_line(world, capsys, words, message):
+    assert cli.main(["evaluate", *words.format(w=world).split(), "--out", str(world / "never.json")]) == 2
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("sora-jax: error")]
+    assert message in line and captured.out == "" and not (world / "never.json").exists()
+
+
+def test_a_missing_sample_is_named(world, capsys):
+    shutil.copytree(world / "samples", world / "torn")
+    (world / "torn" / "3.mp4").unlink()
+    words = f"evaluate --metric probes --generated {world}/torn --real {world}/clips --out {world}/never.json"
+    assert cli.main(words.split()) == 2
+    assert "3.mp4" in capsys.readouterr().err
+
+
+class _Page(HTMLParser):
+    """Tags and the addresses that they load from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href") and value]
+
+
+@pytest.fixture(scope="module")
+def runs(world):
+    """Two run folders as training leaves them: config, description and metrics."""
+    for name, held_out in {"autoencoder": ("l1", "psnr"), "dit": ("loss", "loss_t0.05", "loss_t0.95")}.items():
+        folder = world / name
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text('{"train": {"num_steps": 40}}')
+        made = {"devices": "1 x cpu", "jax": "0.10.2", "code": "0.1.0", "fingerprints": {"data": "abc"}}
+        (folder / "run.json").write_text(json.dumps(made))
+        rows = []
+        for step in range(10, 50, 10):
+            rates = {"step_seconds": 0.5, "tokens_per_second": 1000.0, "mfu": 0.3}
+            rows.append({"step": step, "kind": "train", "loss": 1 / step, "l1": 1 / step, "psnr": 20.0, **rates})
+            rows.append({"step": step, "kind": "eval", **dict.fromkeys(held_out, 2 / step)})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return world
+
+
+def test_the_page_needs_nothing_beside_itself(runs, evaluation, capsys):
+    w = runs
+    words = ("--run", w / "dit", "--autoencoder", w / "autoencoder", "--samples", w / "samples")
+    words += ("--evaluation", w / "evaluation.json", "--title", "A <title>", "--out", w / "index.html")
+    assert _run(capsys, "report", *words)["size_bytes"] > 50_000
+    text = (w / "index.html").read_text()
+    page = _Page()
+    page.feed(text)
+    assert page.tags.count("video") == NUM_SAMPLES and page.tags.count("svg") >= 4
+    assert all(source.startswith("data:") for source in page.sources)
+    assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?https?:', text)
+    assert "A &lt;title&gt;" in text and "prefers-color-scheme: dark" in text
+    for entry in evaluation["samples"]:
+        assert entry["prompt"] in text
+    obeyed = sum(entry["obeyed"] for entry in evaluation["samples"])
+    assert f"obeyed {obeyed}<" in text and "t = 0.95" in text
+
+
+def test_a_page_without_scores(runs, capsys):
+    words = ("--run", runs / "dit", "--samples", runs / "samples", "--out", runs / "plain.html")
+    _run(capsys, "report", *words)
+    text = (runs / "plain.html").read_text()
+    assert "How often the prompt is obeyed" not in text and "<video" in text
+
+
+def test_a_report_of_nothing_is_a_clear_error(runs, capsys):
+    words = f"report --run {runs}/nothing --samples {runs}/samples --out {runs}/never.html"
+    assert cli.main(words.split()) == 2
+    assert "run the verb that writes it first" in capsys.readouterr().err

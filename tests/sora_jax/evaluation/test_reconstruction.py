@@ -1,0 +1,72 @@
+"""PSNR and SSIM against their definitions; reconstruction keeps order and shapes."""
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from sora_jax.evaluation.reconstruction import MAX_PSNR_DB, psnr_db, reconstruct, ssim, to_legal
+from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
+from sora_jax.models.codec import Codec
+from sora_jax.models.layers import initialise
+
+
+def _video(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def test_psnr_of_a_known_error():
+    grey = np.full((2, 16, 16, 3), 100, np.uint8)
+    assert psnr_db(grey, grey + np.uint8(5)) == pytest.approx(20 * np.log10(255 / 5))
+    assert psnr_db(grey, grey) == MAX_PSNR_DB
+
+
+def test_ssim_of_identical_shifted_and_opposite_clips():
+    video = _video(2, 24, 32)
+    assert ssim(video, video) == pytest.approx(1)
+    assert -1 <= ssim(video, 255 - video) < -0.9
+    # without structure only the luminance term is left, for which the definition has a closed form
+    a, b, c1 = 90.0, 110.0, (0.01 * 255) ** 2
+    flat = ssim(np.full((1, 16, 16, 3), 90, np.uint8), np.full((1, 16, 16, 3), 110, np.uint8))
+    assert flat == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1))
+
+
+def test_ssim_equals_the_sum_over_a_window():
+    """One position, computed directly with the 11x11 Gaussian window."""
+    a, b = _video(1, 11, 11), _video(1, 11, 11, seed=1)
+    with pytest.raises(UserError, match="11"):
+        ssim(a[:, :10], b[:, :10])
+    x = np.arange(-5, 6)
+    window = np.exp(-(x[:, None] ** 2 + x[None, :] ** 2) / (2 * 1.5**2))
+    window = (window / window.sum())[..., None]
+    p, q = a[0].astype(float), b[0].astype(float)
+    mean_p, mean_q = (window * p).sum((0, 1)), (window * q).sum((0, 1))
+    var_p, var_q = (window * p * p).sum((0, 1)) - mean_p**2, (window * q * q).sum((0, 1)) - mean_q**2
+    cov = (window * p * q).sum((0, 1)) - mean_p * mean_q
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    expected = (2 * mean_p * mean_q + c1) * (2 * cov + c2) / ((mean_p**2 + mean_q**2 + c1) * (var_p + var_q + c2))
+    assert ssim(a, b) == pytest.approx(expected.mean(), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "legal"), [((9, 32, 40), (9, 32, 40)), ((12, 35, 47), (9, 32, 40)), ((1, 8, 8), (1, 8, 8))]
+)
+def test_legal_shapes(shape, legal):
+    assert to_legal(_video(*shape), 4, 8).shape == (*legal, 3)
+
+
+def test_a_clip_smaller_than_a_latent_is_an_error():
+    with pytest.raises(UserError, match="7x16"):
+        to_legal(_video(1, 16, 7), 4, 8)
+
+
+def test_reconstruction_keeps_the_order_of_mixed_shapes():
+    config = AutoencoderConfig(latent_channels=4, patch_size=4, stages=(Stage(1, 2, 8, 1), Stage(2, 2, 8, 1)))
+    params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
+    codec = Codec(config, params, np.zeros(4, np.float32), np.ones(4, np.float32))
+    clips = [_video(5, 16, 16, seed=i) if i % 2 else _video(1, 16, 24, seed=i) for i in range(5)]
+    pairs = reconstruct(codec, clips, batch_rows=2)
+    for clip, pair in zip(clips, pairs, strict=True):
+        np.testing.assert_array_equal(pair.original, clip)
+        alone = codec.decode(codec.encode(clip[None]))[0]
+        assert np.abs(pair.decoded.astype(int) - alone.astype(int)).max() <= 1

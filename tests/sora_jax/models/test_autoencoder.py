@@ -1,0 +1,64 @@
+"""The autoencoder: causal, exact in chunks, an image is a one-frame video, illegal shapes name legal ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
+from sora_jax.models.codec import apply
+from sora_jax.models.layers import initialise
+
+CONFIG = AutoencoderConfig(latent_channels=4, stages=(Stage(1, 1, 8, 1), Stage(2, 2, 8, 1), Stage(1, 2, 12, 1)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = jax.jit(lambda key: initialise(lambda rngs: VideoAutoencoder(CONFIG, rngs), key))(jax.random.key(0))
+    # Residual branches start at zero, where any cache would pass: give every parameter a value.
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(lambda p: jnp.asarray(p + 0.1 * rng.standard_normal(p.shape, np.float32)), params)
+    return apply(CONFIG, noisy)
+
+
+def video(num_frames: int) -> jax.Array:
+    return jax.random.uniform(jax.random.key(2), (2, num_frames, 16, 24, 3), minval=-1.0)
+
+
+@pytest.mark.parametrize("num_frames, chunk", [(17, 4), (17, 8), (25, 12), (1, 4), (5, 4)])
+def test_chunks_equal_the_whole(model, num_frames, chunk):
+    clip = video(num_frames)
+    whole, _ = model.encode(clip, [])
+    decoded, _ = model.decode(whole.mean, [])
+    means, frames, encode_cache, decode_cache, start = [], [], [], [], 0
+    for end in [1, *range(1 + chunk, num_frames + chunk, chunk)]:
+        part = clip[:, start : min(end, num_frames)]
+        if part.shape[1]:
+            posterior, encode_cache = model.encode(part, encode_cache)
+            pixels, decode_cache = model.decode(posterior.mean, decode_cache)
+            means.append(posterior.mean)
+            frames.append(pixels)
+        start = end
+    np.testing.assert_allclose(np.concatenate(means, 1), whole.mean, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(frames, 1), decoded, atol=1e-5)
+
+
+def test_shapes_and_image_as_video(model):
+    posterior, _ = model.encode(video(9), [])
+    assert posterior.mean.shape[1:] == CONFIG.latent_shape(9, 16, 24) == (3, 2, 3, 4)
+    image, _ = model.encode(video(9)[:, :1], [])
+    np.testing.assert_allclose(image.mean[:, 0], posterior.mean[:, 0], atol=1e-5)
+
+
+def test_the_future_does_not_reach_the_past(model):
+    clip = video(9)
+    changed = clip.at[:, 5:].set(0.0)
+    a, b = model.encode(clip, [])[0].mean, model.encode(changed, [])[0].mean
+    assert jnp.all(a[:, :2] == b[:, :2]) and not jnp.allclose(a[:, 2], b[:, 2])
+
+
+@pytest.mark.parametrize("shape, says", [((8, 16, 16), "is 9"), ((9, 20, 16), "16x16"), ((0, 16, 16), "is 1")])
+def test_illegal_shapes_name_the_nearest_legal_one(shape, says):
+    with pytest.raises(UserError, match=says):
+        CONFIG.latent_shape(*shape)

@@ -1,0 +1,145 @@
+"""Packed = unpacked, no gradient across samples, known tokens stay clean, sharded = unsharded."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.packing import RowLayout, SampleInput, pack_row, stack_rows
+from sora_jax.diffusion.flow import FlowConfig
+from sora_jax.diffusion.generation import DiffusionConfig
+from sora_jax.models.dit import Dit, DitConfig
+from sora_jax.models.layers import initialise
+from sora_jax.models.text_encoder import TextEncoderConfig
+from sora_jax.objectives.diffusion import batch_flops, make_evaluate, make_loss, model_config, velocity_errors
+from sora_jax.parallel import make_mesh, put_batch, state_shardings
+
+LAYOUT = RowLayout(40, 16, 3, (1, 1, 1), 4, 2.0)
+MODEL = DitConfig(4, TextEncoderConfig(20, 16, 1, 2, 2), width=24, depth=2, num_heads=2)
+CONFIG = DiffusionConfig(MODEL, FlowConfig(reference_tokens=8))
+SHAPES = ((2, 2, 3), (1, 3, 2), (3, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def params():
+    tree = jax.jit(lambda key: {"dit": initialise(lambda rngs: Dit(MODEL, rngs), key)})(jax.random.key(0))
+    # The output and the residual branches start at zero, where every test would pass.
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda p: jnp.asarray(p + 0.1 * rng.standard_normal(p.shape, np.float32)), tree)
+
+
+def samples() -> list[SampleInput]:
+    rng = np.random.default_rng(0)
+    return [
+        SampleInput(shape, 8.0, 4, list(range(3 + i, 6 + 2 * i)), rng.standard_normal((*shape, 4)).astype(np.float32))
+        for i, shape in enumerate(SHAPES)
+    ]
+
+
+def errors(params, members, times, noise):
+    batch = {k: jnp.asarray(v) for k, v in stack_rows([pack_row(row, LAYOUT) for row in members]).items()}
+    return velocity_errors(CONFIG, params["dit"], batch, times, noise), batch
+
+
+def test_packed_equals_unpacked_in_loss_and_gradients(params):
+    parts = samples()
+    noise = jax.random.normal(jax.random.key(2), (1, 40, 4))
+    times = jnp.asarray([[0.2, 0.5, 0.8]])
+
+    def packed(params):
+        (error, weight), _ = errors(params, [parts], times, noise)
+        return jnp.sum(error * weight)
+
+    def unpacked(params):
+        total, offset = 0.0, 0
+        for i, sample in enumerate(parts):
+            count = LAYOUT.num_tokens(sample.shape)
+            own = jnp.zeros((1, 40, 4)).at[:, :count].set(noise[:, offset : offset + count])
+            (error, weight), _ = errors(params, [[sample]], jnp.tile(times[:, i : i + 1], 3), own)
+            total, offset = total + jnp.sum(error * weight), offset + count
+        return total
+
+    (a, grad_a), (b, grad_b) = (jax.jit(jax.value_and_grad(f))(params) for f in (packed, unpacked))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grad_b))
+    for x, y in zip(jax.tree.leaves(grad_a), jax.tree.leaves(grad_b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_one_samples_loss_has_no_gradient_in_another(params):
+    _, batch = errors(params, [samples()], jnp.full((1, 3), 0.5), jnp.zeros((1, 40, 4)))
+
+    def first_loss(tokens):
+        error, _ = velocity_errors(
+            CONFIG, params["dit"], {**batch, "tokens": tokens}, jnp.full((1, 3), 0.5), jnp.zeros((1, 40, 4))
+        )
+        return jnp.sum(error[:, :12])
+
+    gradient = np.asarray(jax.jit(jax.grad(first_loss))(batch["tokens"]))
+    assert np.any(gradient[:, :12] != 0) and np.all(gradient[:, 12:] == 0)
+
+
+def test_known_tokens_are_clean_and_weigh_nothing(params):
+    known = np.zeros(SHAPES[0], bool)
+    known[0] = True
+    sample = dataclasses.replace(samples()[0], known=known)
+    (_, weight), batch = errors(params, [[sample]], jnp.full((1, 3), 0.9), jnp.ones((1, 40, 4)))
+    assert weight.sum() == 6 and np.all(np.asarray(weight)[0, :6] == 0)
+
+    def prediction(noise):
+        return velocity_errors(CONFIG, params["dit"], batch, jnp.full((1, 3), 0.9), noise)[0][:, 6:12].sum()
+
+    gradient = np.asarray(jax.grad(prediction)(jnp.ones((1, 40, 4))))
+    assert np.all(gradient[:, :6] == 0)  # the noise of known tokens reaches nothing
+
+
+def test_noise_depends_on_the_global_row_alone(params):
+    _, batch = errors(params, [samples()[:1], samples()[1:]], jnp.full((2, 3), 0.5), jnp.zeros((2, 40, 4)))
+    loss, key = jax.jit(make_loss(CONFIG)), jax.random.key(3)
+    whole = loss(params, (), batch, key, jnp.int32(0))
+    halves = [loss(params, (), {k: v[i : i + 1] for k, v in batch.items()}, key, jnp.int32(i)) for i in range(2)]
+    np.testing.assert_allclose(whole.total, halves[0].total + halves[1].total, rtol=1e-5)
+    assert whole.weight == halves[0].weight + halves[1].weight
+
+
+@pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_sharded_equals_unsharded(params, shape):
+    rows = [pack_row([s], LAYOUT) for s in samples()] * 3
+    batch = stack_rows(rows[:8])
+    loss = make_loss(CONFIG)
+
+    def mean(params, batch):
+        out = loss(params, (), batch, jax.random.key(4), jnp.int32(0))
+        return out.total / out.weight
+
+    plain, grad_plain = jax.jit(jax.value_and_grad(mean))(params, {k: jnp.asarray(v) for k, v in batch.items()})
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, state_shardings(params, mesh))
+        value, grad = jax.jit(jax.value_and_grad(mean))(placed, put_batch(batch, mesh))
+    np.testing.assert_allclose(value, plain, rtol=1e-5)
+    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grad_plain))
+    for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(grad_plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_evaluate_reports_buckets_that_average_to_the_loss(params):
+    _, batch = errors(params, [samples()], jnp.full((1, 3), 0.5), jnp.zeros((1, 40, 4)))
+    sums = jax.jit(make_evaluate(CONFIG))(params, (), batch, jax.random.key(5))
+    means = {name: float(total / weight) for name, (total, weight) in sums.items()}
+    loss = means.pop("loss")
+    np.testing.assert_allclose(loss, np.mean(list(means.values())), rtol=1e-5)
+
+
+def test_flops_count_real_tokens_only():
+    one, two = (stack_rows([pack_row(samples()[:n], LAYOUT)]) for n in (1, 2))
+    longer = dataclasses.replace(LAYOUT, row_tokens=80)
+    padded = stack_rows([pack_row(samples()[:1], longer)])
+    assert batch_flops(MODEL, one) == batch_flops(MODEL, padded) < batch_flops(MODEL, two)
+
+
+def test_a_named_size_can_be_overridden():
+    cfg = model_config({"size": "S", "depth": 2, "text": {"width": 32}}, 4, 100)
+    assert (cfg.width, cfg.depth, cfg.text.vocab_size, cfg.text.width) == (384, 2, 100, 32)
