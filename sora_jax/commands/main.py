@@ -81,6 +81,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         module = _import_verb(name)
         module.add_arguments(subparser)
         subparser.set_defaults(execute=module.run)  # not `run`: verbs have a --run of their own
+        takes_config = _takes_config(subparser)
     overrides = _check_overrides([word for word in argv if takes_config and word.startswith(OVERRIDE_PREFIX)])
     args = parser.parse_args([word for word in argv if word not in overrides])
     args.overrides = overrides
