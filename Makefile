@@ -19,8 +19,8 @@ quickstart: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
 
 demo: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" OUT=runs/demo WORLD=demo CLIPS=12000 AE_CONFIG=configs/autoencoder_demo.py \
-	  DIT_CONFIG=configs/dit_demo.py PROMPTS=launch/prompts_demo.txt TITLE="Text to video on one machine, from nothing" bash launch/quickstart.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" OUT=runs/demo WORLD=demo CLIPS=8000 AE_CONFIG=configs/autoencoder_demo.py \
+	  DIT_CONFIG=configs/dit_demo.py SAMPLE_ARGS="--steps 25 --guidance 4" PROMPTS=launch/prompts_demo.txt TITLE="Text to video on one machine, from nothing" bash launch/quickstart.sh
 
 # Two workers, each with one core's worth of work; a file stays on one worker, so its fixtures are built once.
 test: setup

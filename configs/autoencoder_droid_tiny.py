@@ -4,7 +4,7 @@
         --out runs/droid_tiny/clips
     sora-jax train --config configs/autoencoder_droid_tiny.py --workdir runs/droid_tiny/autoencoder
 
-About 15 minutes on two cores; LOG.md has the PSNR that it reached on held-out episodes.
+LOG.md has how long it took and the PSNR that it reached on held-out episodes.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="autoencoder",
-        num_steps=2000,
+        num_steps=1000,
         batch_rows=4,
         log_every=20,
         eval_every=500,

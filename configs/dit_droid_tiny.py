@@ -5,7 +5,7 @@
     sora-jax train --config configs/dit_droid_tiny.py --workdir runs/droid_tiny/dit
     sora-jax sample --run runs/droid_tiny/dit --prompt "Move the green cup forward" --out runs/droid_tiny/sample.mp4
 
-About 20 minutes on two cores; it learns the look of the scenes, not yet what the words say.
+On two cores it learns the look of the scenes, not what the words say: see LOG.md.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
         known=dict(first=0.1, prefix=0.05),
     )
     config.model = dict(
-        width=256, depth=8, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
+        width=256, depth=6, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
     )
     config.flow = dict(reference_tokens=140)
     config.optim = dict(
@@ -32,12 +32,12 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=1500,
+        num_steps=600,
         batch_rows=8,
         log_every=20,
-        eval_every=500,
+        eval_every=200,
         eval_batches=2,
-        preview_every=500,
+        preview_every=200,
         checkpoint_every=100,
     )
     config.preview = dict(

@@ -96,6 +96,14 @@ def _set_log_level(level: int) -> None:
         logging.getLogger(package).setLevel(level)
 
 
+def _has_option(parser: argparse.ArgumentParser, option: str) -> bool:
+    """Whether `parser`, or a verb within it (`bench loop`), declares `option`."""
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return option in parser._option_string_actions or any(
+        _has_option(child, option) for action in inner for child in action.choices.values()
+    )
+
+
 def _import_verb(name: str):
     """Imports a verb's module; only verbs other than `data` can meet jax, which is then given its compile cache."""
     if name != "data":

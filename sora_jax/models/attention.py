@@ -16,6 +16,7 @@ from sora_jax.config import choose
 from sora_jax.models.blockwise import blockwise_attention
 from sora_jax.models.layers import DTYPES, RMSNorm
 from sora_jax.models.rope import Angles, rotate
+from sora_jax.parallel import spec
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -52,10 +53,18 @@ def attention(
     kv_segment_ids: Int[Array, "B S"],
     kernel: str = "auto",
 ) -> Float[Array, "B L N K"]:
-    """The seam. `kernel` names one of KERNELS, or `auto` chooses by the row's length."""
+    """The seam. `kernel` names one of KERNELS, or `auto` chooses by the row's length.
+
+    On the mesh of `jax.set_mesh` every device computes its own rows and heads: kernels need not be partitioned.
+    """
     if kernel == "auto":
         kernel = "reference" if max(q.shape[1], k.shape[1]) <= REFERENCE_LENGTH else "blockwise"
-    return choose(KERNELS, kernel, "attention kernel")(q, k, v, q_segment_ids, kv_segment_ids)
+    compute, mesh = choose(KERNELS, kernel, "attention kernel"), jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        tensors = [spec(("row", None, "heads", None), x.shape, mesh) for x in (q, k, v)]
+        ids = [spec(("row", None), x.shape, mesh) for x in (q_segment_ids, kv_segment_ids)]
+        compute = jax.shard_map(compute, in_specs=(*tensors, *ids), out_specs=tensors[0], check_vma=False)
+    return compute(q, k, v, q_segment_ids, kv_segment_ids)
 
 
 class SelfAttention(nnx.Module):

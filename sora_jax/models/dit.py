@@ -69,9 +69,9 @@ SIZES: dict[str, dict[str, int | str]] = {
     "B": dict(width=768, depth=12, num_heads=12),
     "L": dict(width=1024, depth=24, num_heads=16),
     "XL": dict(width=1152, depth=28, num_heads=16),
-    "2B": dict(width=2048, depth=30, num_heads=16, modulation="adaln_single", dtype="bfloat16", remat="full"),
-    "7B": dict(width=3584, depth=34, num_heads=28, modulation="adaln_single", dtype="bfloat16", remat="full"),
-    "30B": dict(width=6144, depth=50, num_heads=48, modulation="adaln_single", dtype="bfloat16", remat="full"),
+    "2B": dict(width=2048, depth=33, num_heads=16, modulation="adaln_single", dtype="bfloat16", remat="full"),
+    "7B": dict(width=3584, depth=38, num_heads=28, modulation="adaln_single", dtype="bfloat16", remat="full"),
+    "30B": dict(width=6144, depth=56, num_heads=48, modulation="adaln_single", dtype="bfloat16", remat="full"),
 }
 
 

@@ -69,6 +69,12 @@ def test_overrides_reach_verbs_with_a_config(verb, capsys):
     assert overrides == ["--config.optim.learning_rate=3e-4", "--config.seed=1"]
 
 
+def test_overrides_reach_verbs_within_verbs(verb, capsys):
+    options = "parser.add_subparsers(dest='part').add_parser('loop').add_argument('--config')"
+    assert verb("return {'overrides': args.overrides}", options)("loop", "--config", "c.py", "--config.seed=1") == 0
+    assert json.loads(capsys.readouterr().out) == {"overrides": ["--config.seed=1"]}
+
+
 def test_an_override_without_a_value_is_an_error(verb, capsys):
     run = verb("return {}", "parser.add_argument('--config')")
     assert run("--config", "c.py", "--config.seed", "3") == cli.EXIT_USER_ERROR

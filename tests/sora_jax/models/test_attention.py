@@ -8,6 +8,7 @@ import pytest
 from data_pipeline.errors import UserError
 from sora_jax.models import blockwise
 from sora_jax.models.attention import attention, reference_attention
+from sora_jax.parallel import make_mesh
 
 
 def packed_ids(lengths: list[int], size: int) -> np.ndarray:
@@ -49,6 +50,14 @@ def test_another_segment_has_no_influence_and_padding_is_zero(rows, kernel):
     gradient = np.asarray(jax.grad(first_segment)(v))
     assert np.all(gradient[1] == 0) and np.all(gradient[0, 7:] == 0) and np.any(gradient[0, :7] != 0)
     assert np.all(np.asarray(attention(q, k, v, q_ids, kv_ids, kernel))[0, 840:] == 0)
+
+
+def test_devices_compute_their_own_rows_and_heads(rows):
+    with jax.set_mesh(make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])):
+        sharded = jax.jit(attention, static_argnums=5)(*rows, "blockwise")
+        text = jax.jit(attention, static_argnums=5).lower(*rows, "blockwise").compile().as_text()
+    np.testing.assert_allclose(sharded, reference_attention(*rows), atol=2e-6, rtol=1e-5)
+    assert "all-gather" not in text and "all-reduce" not in text
 
 
 def test_work_follows_the_segments():

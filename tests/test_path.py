@@ -1,0 +1,200 @@
+"""The whole path through the command line on a tiny world: videos, shards, autoencoder, latents, DiT, samples, page.
+
+Every command is the real one; only the models and the budgets are tiny.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.shards import ShardReader
+from data_pipeline.video_io import decode
+from sora_jax.commands.main import main
+from sora_jax.models.codec import load_codec
+from sora_jax.training.checkpoint import load_params
+
+AUTOENCODER = (
+    "--config.train.num_steps=6",
+    "--config.train.batch_rows=8",
+    "--config.train.eval_every=6",
+    "--config.train.eval_batches=1",
+    "--config.train.preview_every=6",
+    "--config.data.crops=((9,24,24),(1,24,24))",
+    "--config.data.weights=(0.5,0.5)",
+    "--config.model.stages=({'space':1,'time':2,'width':8,'num_blocks':1},{'space':2,'time':2,'width':8,'num_blocks':1})",
+)
+DIT = (
+    "--config.train.num_steps=24",
+    "--config.train.batch_rows=8",
+    "--config.train.eval_every=24",
+    "--config.train.eval_batches=1",
+    "--config.train.preview_every=24",
+    "--config.train.checkpoint_every=2",
+    "--config.train.log_every=1",
+    "--config.model.width=32",
+    "--config.model.depth=2",
+    "--config.model.num_heads=2",
+    "--config.preview.sampling.num_steps=2",
+)
+
+
+def run(*argv: object) -> int:
+    return main([str(word) for word in argv])
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A folder with clips, an autoencoder's run, latents, a DiT's run and samples, made by the verbs in order."""
+    d = tmp_path_factory.mktemp("path")
+    configs = repository / "configs"
+    assert run("data", "synth", "--world", "quickstart", "--clips", 120, "--seed", 3, "--out", d / "videos") == 0
+    captions = d / "videos/captions.jsonl"
+    assert run("data", "build", "--videos", d / "videos", "--captions", captions, "--out", d / "clips") == 0
+    data, workdir = f"--config.data.path={d / 'clips'}", d / "autoencoder"
+    assert (
+        run("train", "--config", configs / "autoencoder_quickstart.py", "--workdir", workdir, data, *AUTOENCODER) == 0
+    )
+    assert run("encode", "--autoencoder", workdir, "--data", d / "clips", "--out", d / "latents") == 0
+    assert train_dit(d, configs, d / "dit") == 0
+    (d / "prompts.txt").write_text("a red circle moves left\n\na blue square moves up\n")
+    options = ("--prompts", d / "prompts.txt", "--steps", 2, "--guidance", 2)
+    assert run("sample", "--run", d / "dit", *options, "--out", d / "samples") == 0
+    return d
+
+
+def train_dit(d: Path, configs: Path, workdir: Path) -> int:
+    config = configs / "dit_quickstart.py"
+    return run("train", "--config", config, "--workdir", workdir, f"--config.data.path={d / 'latents'}", *DIT)
+
+
+def test_latents_are_the_codecs_and_carry_every_caption(world):
+    clips, latents, codec = (
+        ShardReader(world / "clips"),
+        ShardReader(world / "latents"),
+        load_codec(world / "autoencoder"),
+    )
+    assert latents.manifest.metadata["autoencoder_fingerprint"] == codec.fingerprint
+    record, clip = latents.read(0), clips.read(0)
+    frames, _ = decode(clip.video)
+    expected = codec.encode(frames[None])[0]
+    np.testing.assert_allclose(record.latent_array().astype(np.float32), expected, rtol=1e-2, atol=1e-3)  # bfloat16
+    assert [c.text for c in record.captions] == [c.text for c in clip.captions]
+
+
+def test_chunked_coding_equals_whole_coding(world):
+    codec = load_codec(world / "autoencoder")
+    video = np.random.default_rng(0).integers(0, 255, (1, 33, 16, 24, 3), np.uint8)
+    latents = codec.encode(video)
+    assert latents.shape == (1, 9, 2, 3, 16)
+    np.testing.assert_allclose(codec.encode(video[:, :17]), latents[:, :5], atol=1e-5)
+    assert codec.decode(latents).shape == video.shape
+
+
+def test_samples_have_the_size_asked_for_and_do_not_depend_on_company(world, capsys):
+    entries = [json.loads(line) for line in (world / "samples/samples.jsonl").read_text().splitlines()]
+    assert [e["prompt"] for e in entries] == ["a red circle moves left", "a blue square moves up"]
+    together, _ = decode(world / "samples" / entries[1]["file"])
+    assert together.shape == (9, 32, 32, 3)
+    options = ("--prompt", entries[1]["prompt"], "--seed", entries[1]["seed"], "--steps", 2, "--guidance", 2)
+    assert run("sample", "--run", world / "dit", *options, "--out", world / "alone.mp4") == 0
+    assert last_line(capsys)["frames"] == 9
+    alone, _ = decode(world / "alone.mp4")
+    assert np.max(np.abs(alone.astype(int) - together.astype(int))) <= 4  # one grey level may move through the codec
+
+
+@pytest.mark.parametrize("ending, frames", [("png", 1), ("gif", 5), ("webm", 5), ("mp4", 1)])
+def test_every_ending_and_a_portrait_size(world, ending, frames):
+    out = world / f"one.{ending}"
+    options = ("--prompt", "a green triangle", "--size", "24x40", "--frames", frames, "--steps", 1, "--guidance", 1)
+    assert run("sample", "--run", world / "dit", *options, "--solver", "heun", "--out", out) == 0
+    assert decode(out)[0].shape[1:] == (40, 24, 3)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (("--size", "30x32"), "nearest legal size is 32x32"),
+        (("--frames", "8"), "nearest legal number is 9"),
+        (("--size", "big"), "WIDTHxHEIGHT"),
+        (("--size", "512x512"), "rows hold"),
+        (("--steps", "0"), "at least 1"),
+        (("--step", "99"), "99"),
+        (("--solver", "rk45"), "euler"),
+    ],
+)
+def test_illegal_requests_are_one_clear_error(world, capsys, options, says):
+    assert run("sample", "--run", world / "dit", "--prompt", "x", *options, "--out", world / "x.mp4") == 2
+    assert says in capsys.readouterr().err
+
+
+def test_latents_of_another_autoencoder_are_refused(world, tmp_path, capsys):
+    codec = load_codec(world / "autoencoder")
+    changed = jax.tree.map(lambda p: p + 1, codec.params)
+    type(codec)(codec.config, changed, codec.latent_mean, codec.latent_std).save(tmp_path / "other")
+    again = run("encode", "--autoencoder", tmp_path / "other", "--data", world / "clips", "--out", world / "latents")
+    assert again == 2 and "another autoencoder fingerprint" in capsys.readouterr().err
+
+
+def test_a_damaged_export_is_refused(world, tmp_path):
+    codec = load_codec(world / "autoencoder")
+    codec.save(tmp_path / "export")
+    header = json.loads((tmp_path / "export/autoencoder.json").read_text())
+    header["latent_std"][0] *= 2
+    (tmp_path / "export/autoencoder.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="fingerprint"):
+        load_codec(tmp_path / "export")
+
+
+def test_the_page_and_the_probes(world, capsys):
+    out = world / "evaluation.json"
+    options = ("--generated", world / "samples", "--real", world / "clips", "--autoencoder", world / "autoencoder")
+    assert run("evaluate", "--metric", "probes", *options, "--out", out) == 0
+    assert last_line(capsys)["scores"]["colour"]["generated"]["total"] == 2
+    runs = ("--run", world / "dit", "--autoencoder", world / "autoencoder", "--samples", world / "samples")
+    assert run("report", *runs, "--evaluation", out, "--out", world / "index.html") == 0
+    page = (world / "index.html").read_text()
+    assert "a red circle moves left" in page and "data:video/mp4" in page and 'src="http' not in page
+
+
+def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, repository):
+    """Five kills (-9) of a real process, while it computes or saves; the reference run was never interrupted."""
+    workdir = world / "killed"
+    paths = f"--config.data.path={world / 'latents'}"
+    command = [sys.executable, "-m", "sora_jax.commands.main", "train", "--config", "configs/dit_quickstart.py"]
+    command += ["--workdir", str(workdir), paths, *DIT]
+    rng, kills, finished = random.Random(0), 0, False
+    while not finished:
+        process = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = reached(workdir)
+        while process.poll() is None and kills < 5:
+            if reached(workdir) >= before + 2:  # some way into this run: strike at any moment of the next steps
+                time.sleep(rng.uniform(0.0, 0.3))
+                os.kill(process.pid, signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+            time.sleep(0.02)
+        finished = process.wait() == 0
+    assert kills == 5
+    for ema in (True, False):
+        ours, reference = load_params(workdir, ema=ema).params, load_params(world / "dit", ema=ema).params
+        assert all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(reference)))
+
+
+def reached(workdir: Path) -> int:
+    """The newest step in the run's metrics."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line).get("step", 0) for line in lines if line.endswith("}")), default=0)
