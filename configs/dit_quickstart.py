@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=700,
+        num_steps=600,
         batch_rows=32,
         log_every=20,
         eval_every=250,
