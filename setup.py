@@ -7,31 +7,29 @@ from setuptools import find_packages, setup
 # Lower bounds only: each is the oldest release that the code was written against. An upper cap would
 # make two packages that both work refuse to be installed together.
 DATA = [
+    "absl-py>=2.1",
     "array-record>=0.5",
     "av>=13",
-    "blake3>=1.0",
-    "etils>=1.9",
     "grain>=0.2.12",
+    "jaxtyping>=0.3",
     "ml_dtypes>=0.5",
     "msgpack>=1.0",
     "numpy>=2.0",
     "pillow>=10.0",
-    "protobuf>=5.0",
     "rich>=13.0",
-    "scipy>=1.13",
     "sentencepiece>=0.2",
 ]
 MODEL = [
     "beartype>=0.18",
     "flax>=0.12",
     "jax>=0.10",
-    "jaxtyping>=0.3",
     "jinja2>=3.1",
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
     "safetensors>=0.5",
+    "scipy>=1.13",
     "tensorboardX>=2.6.2",
 ]
 TEST = [

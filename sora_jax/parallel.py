@@ -7,7 +7,7 @@ mesh lacks, or that do not divide a dim, leave that dim whole, so that one model
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ PARAMETER_DIMS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with every axis of AXES; absent ones have size 1, and all devices go to `data` if none is named.
 
     Raises UserError for an unknown axis or sizes that do not multiply to the number of devices.
