@@ -38,4 +38,4 @@ lint: setup
 	$(BIN)/pyright
 
 clean:
-	rm -rf runs .cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .cache .pytest_cache .ruff_cache build *.egg-info

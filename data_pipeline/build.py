@@ -9,6 +9,7 @@ whatever happened on the way. `DIR/inputs.jsonl` says what became of every input
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -55,8 +56,8 @@ class BuildConfig:
     def check(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
             raise UserError(f"heldout_fraction={self.heldout_fraction} must be at least 0 and below 1")
-        if self.max_seconds <= 0:
-            raise UserError(f"max_seconds={self.max_seconds} must be above 0")
+        if not 0 < self.max_seconds < math.inf:
+            raise UserError(f"max_seconds={self.max_seconds} must be above 0 and finite")
         group_pattern(self.group_regex)
 
 
@@ -88,6 +89,11 @@ def build(
     loaded = None if tokenizer is None else Tokenizer.load(tokenizer)
     paths = find_inputs(videos, exclude=out)
     unmatched = len(set(lines) - set(paths))
+    if lines and paths and unmatched == len(lines):
+        raise UserError(
+            f"none of the {unmatched} captioned files is in {videos}: the captions name '{next(iter(lines))}', the "
+            f"folder holds '{paths[0]}'; give paths relative to the folder or to the captions file"
+        )
     if unmatched:
         logger.warning("%d captioned files are not in %s", unmatched, videos)
     try:
@@ -128,8 +134,10 @@ def _finished(
 ) -> Manifest:
     """The manifest of a finished data set, if it was built from the same; only checksums are read."""
     manifest = Manifest.load(out)
-    if manifest.metadata.get("options") != asdict(config):
-        raise UserError(f"{out} holds a data set built with other options: choose another --out or delete it")
+    built, asked = manifest.metadata.get("options", {}), asdict(config)
+    if built != asked:
+        other = {name: (built.get(name), value) for name, value in asked.items() if built.get(name) != value}
+        raise UserError(f"{out} was built with other options, (there, asked for): {other}: choose another --out")
     with ThreadPoolExecutor(workers) as pool:
         checksums = pool.map(lambda path: _checksum(videos / path), paths)
         key = _build_key(dict(zip(paths, checksums, strict=True)), lines, config, tokenizer)

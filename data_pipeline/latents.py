@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,15 @@ class WindowConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if (
-            self.max_frames < 1
-            or self.latent_multiple < 1
-            or self.batch_size < 1
-            or self.short_side < 0
-            or self.fps < 0
+        for name, least in (
+            ("max_frames", 1),
+            ("latent_multiple", 1),
+            ("batch_size", 1),
+            ("short_side", 0),
+            ("fps", 0),
         ):
-            raise UserError(f"windows need positive sizes, not {self}")
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,14 @@ def estimate_statistics(
     """Per-channel mean and deviation of the latents of up to `num_clips` training clips, evenly spaced."""
     records = reader.index.select("train")
     chosen = records[np.unique(np.linspace(0, len(records) - 1, min(num_clips, len(records))).astype(int))]
-    windows, rejected = _windows(reader, chosen, cfg, compression)
-    if not windows:
-        raise UserError(
-            f"none of {len(chosen)} clips can be encoded: {rejected[0]['reason'] if rejected else 'no clips'}"
-        )
-    values = np.concatenate([a.reshape(-1, a.shape[-1]) for a in _encode_windows(windows, encode, cfg.batch_size)])
-    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    rejected: list[dict[str, Any]] = []
+    windows = _windows(reader, chosen, cfg, compression, rejected)
+    values = [z.reshape(-1, z.shape[-1]) for _, z in _encode_windows(windows, encode, cfg.batch_size)]
+    if not values:
+        reason = rejected[0]["reason"] if rejected else "there are none"
+        raise UserError(f"none of {len(chosen)} training clips can be encoded: {reason}")
+    latents = np.concatenate(values)
+    mean, std = latents.mean(0, dtype=np.float64), latents.std(0, dtype=np.float64)
     # A dead channel has no deviation: dividing by a tiny one would blow rounding noise up into a signal.
     return tuple(map(float, mean)), tuple(map(float, np.maximum(std, 1e-2 * std.max() + 1e-6)))
 
@@ -175,46 +177,57 @@ def _counts(manifest: Manifest, out: Path) -> dict[str, Any]:
 
 
 def _windows(
-    reader: ShardReader, numbers: Any, cfg: WindowConfig, compression: tuple[int, int]
-) -> tuple[list[Window], list[dict[str, str]]]:
-    """The windows of these records, and what was rejected and why."""
-    windows, rejected = [], []
+    reader: ShardReader, numbers: Any, cfg: WindowConfig, compression: tuple[int, int], rejected: list[dict[str, Any]]
+) -> Iterator[Window]:
+    """The windows of these records, one clip's pixels at a time; what is rejected, and why, is added to `rejected`."""
     for number in numbers:
         record = None
         try:
             record = reader.read(int(number))
-            windows += cut_windows(record, cfg, *compression)
+            yield from cut_windows(record, cfg, *compression)
         except UserError as error:
             rejected.append({"record": int(number), "clip_id": record.clip_id if record else "", "reason": str(error)})
-    return windows, rejected
 
 
-def _encode_windows(windows: list[Window], encode: EncodeFn, batch_size: int) -> list[np.ndarray]:
-    """Latents of each window. Windows of one shape share a batch, whose size is always the same: one compilation."""
-    by_shape: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-    for i, window in enumerate(windows):
-        by_shape[window.frames.shape].append(i)
-    latents: list[Any] = [None] * len(windows)
-    for members in by_shape.values():
-        for start in range(0, len(members), batch_size):
-            part = members[start : start + batch_size]
-            frames = [windows[i].frames for i in part]
-            encoded = encode(np.stack([*frames, *[frames[-1]] * (batch_size - len(frames))]))
-            for i, value in zip(part, encoded, strict=False):
-                latents[i] = value
-    return latents
+def _encode_windows(
+    windows: Iterable[Window], encode: EncodeFn, batch_size: int
+) -> list[tuple[Window, Float32[np.ndarray, "F H W C"]]]:
+    """Each window, without its pixels, and its latents, in order.
+
+    Windows of one shape wait for a full batch (the last is filled up, so that a shape is compiled once): at most one
+    batch of each shape is in memory.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, Window]]] = collections.defaultdict(list)
+    done: dict[int, tuple[Window, np.ndarray]] = {}
+
+    def flush(members: list[tuple[int, Window]]) -> None:
+        frames = [window.frames for _, window in members]
+        latents = encode(np.stack([*frames, *[frames[-1]] * (batch_size - len(frames))]))
+        for (number, window), value in zip(members, latents, strict=False):
+            done[number] = dataclasses.replace(window, frames=window.frames[:0]), np.array(value)
+        members.clear()
+
+    for number, window in enumerate(windows):
+        members = waiting[window.frames.shape]
+        members.append((number, window))
+        if len(members) == batch_size:
+            flush(members)
+    for members in filter(None, waiting.values()):
+        flush(members)
+    return [done[number] for number in sorted(done)]
 
 
 def _encode_block(
     path: Path, reader: ShardReader, numbers: range, encoding: Encoding, cfg: WindowConfig, on_clip: Callable[[], Any]
 ) -> None:
     if not path.exists():
+        rejected: list[dict[str, Any]] = []
         compression = encoding.temporal_compression, encoding.spatial_compression
-        windows, rejected = _windows(reader, numbers, cfg, compression)
-        latents = _encode_windows(windows, encoding.encode, cfg.batch_size)
-        data_fingerprint = reader.manifest.fingerprint
+        windows = _windows(reader, numbers, cfg, compression, rejected)
+        fingerprint = reader.manifest.fingerprint
         records = [
-            pack_record(_latent_record(w, z, encoding, data_fingerprint)) for w, z in zip(windows, latents, strict=True)
+            pack_record(_latent_record(window, latents, encoding, fingerprint))
+            for window, latents in _encode_windows(windows, encoding.encode, cfg.batch_size)
         ]
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(msgpack.packb({"records": records, "rejected": rejected}))

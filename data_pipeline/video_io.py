@@ -8,6 +8,7 @@ bytes; what is encoded for storage and what a sampler writes go through the same
 import io
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,8 @@ def write_video(path: Path | str, frames: Frames, fps: float, crf: int | None = 
         partial_path.write_bytes(data)
         partial_path.replace(path)
     except OSError as error:
-        partial_path.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial_path.unlink()
         raise from_os_error(error, f"writing {path}") from error
 
 

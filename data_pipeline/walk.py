@@ -77,8 +77,9 @@ def read_captions(path: Path | None, videos: Path) -> dict[str, list[CaptionLine
         with open(path, encoding="utf-8-sig", newline="") as file:
             for number, row in _csv_rows(file) if path.suffix.lower() == ".csv" else _json_rows(file, path):
                 name = _text(row, "path", path, number)
-                name = Path(name).relative_to(videos).as_posix() if Path(name).is_relative_to(videos) else name
-                captions.setdefault(name.removeprefix("./"), []).append(_caption_line(row, path, number))
+                captions.setdefault(_path_within(videos, name, path), []).append(_caption_line(row, path, number))
+    except csv.Error as error:
+        raise UserError(f"captions file {path} is no CSV ({error}): quote a text with commas or line breaks") from error
     except UnicodeDecodeError as error:
         raise UserError(f"captions file {path} is not UTF-8 ({error}): save it as UTF-8") from error
     except OSError as error:
@@ -86,8 +87,18 @@ def read_captions(path: Path | None, videos: Path) -> dict[str, list[CaptionLine
     return captions
 
 
+def _path_within(videos: Path, name: str, captions: Path) -> str:
+    """A captioned file's path within `videos`; it may be given relative to that, to the captions file, or absolute."""
+    root = Path(os.path.abspath(videos))
+    for base in (root, Path(os.path.abspath(captions.parent))):
+        full = Path(os.path.normpath(base / name))
+        if full.is_relative_to(root) and full.exists():
+            return full.relative_to(root).as_posix()
+    return name.removeprefix("./")
+
+
 def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from enumerate(csv.DictReader(file), start=2)
+    yield from enumerate(csv.DictReader(file, strict=True), start=2)
 
 
 def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -4,7 +4,8 @@
 # run this script; the variables below are all that differs.
 #
 # A finished step leaves a stamp that names its command, its config and the step before it. Interrupted and run
-# again, the script goes on where it stopped; a change of a config runs that step and all after it again.
+# again, the script goes on where it stopped. A changed config runs its step and all after it again: a run is continued
+# if only its length or its logging changed, and otherwise the step refuses the old output and says which to remove.
 set -euo pipefail
 
 OUT="${OUT:-runs/quickstart}"

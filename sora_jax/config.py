@@ -57,6 +57,11 @@ class TrainConfig:
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     init_from: str = ""
 
+    def __post_init__(self) -> None:
+        at_least(self, "config.train", 1, "num_steps", "batch_rows", "microbatches", "log_every", "keep_last")
+        at_least(self, "config.train", 0, "eval_every", "eval_batches", "preview_every", "checkpoint_every")
+        at_least(self, "config.train", 0, "num_workers", "max_nonfinite_steps", "seed")
+
 
 def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """`values` as the dataclass `cls`. `where` is the config path that errors name, such as `config.optim`.
@@ -113,6 +118,29 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 def _expect(ok: bool, what: str, value: Any, where: str) -> None:
     if not ok:
         raise UserError(f"{where} must be {what}, not {value!r}")
+
+
+def at_least(config: Any, where: str, least: int, *names: str) -> None:
+    """Raises UserError for a field of `config` below `least`."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise UserError(f"{where}.{name} is {getattr(config, name)}, but must be at least {least}")
+
+
+def check_sections(config: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...]) -> None:
+    """Raises UserError for a config that lacks a section, or has one that its task does not read."""
+    missing = [name for name in required if name not in config]
+    if missing:
+        raise UserError(f"the config lacks {', '.join(f'config.{name}' for name in missing)}")
+    for name in config:
+        if name not in required + optional:
+            known = required + optional
+            near = difflib.get_close_matches(str(name), known, n=3) or sorted(known)
+            raise UserError(
+                f"the config has a section '{name}' that its task does not know; did you mean {', '.join(near)}?"
+            )
+    if not isinstance(config["data"], Mapping) or "path" not in config["data"]:
+        raise UserError("the config lacks config.data.path; set it with --config.data.path=DIR")
 
 
 def choose(choices: Mapping[str, T], name: str, where: str) -> T:

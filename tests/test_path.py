@@ -21,7 +21,7 @@ from data_pipeline.shards import ShardReader
 from data_pipeline.video_io import decode
 from sora_jax.commands.main import main
 from sora_jax.models.codec import load_codec
-from sora_jax.training.checkpoint import load_params
+from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes
 
 AUTOENCODER = (
     "--config.train.num_steps=6",
@@ -34,12 +34,12 @@ AUTOENCODER = (
     "--config.model.stages=({'space':1,'time':2,'width':8,'num_blocks':1},{'space':2,'time':2,'width':8,'num_blocks':1})",
 )
 DIT = (
-    "--config.train.num_steps=24",
+    "--config.train.num_steps=120",
     "--config.train.batch_rows=8",
-    "--config.train.eval_every=24",
+    "--config.train.eval_every=120",
     "--config.train.eval_batches=1",
-    "--config.train.preview_every=24",
-    "--config.train.checkpoint_every=2",
+    "--config.train.preview_every=120",
+    "--config.train.checkpoint_every=5",
     "--config.train.log_every=1",
     "--config.model.width=32",
     "--config.model.depth=2",
@@ -124,13 +124,47 @@ def test_every_ending_and_a_portrait_size(world, ending, frames):
     assert decode(out)[0].shape[1:] == (40, 24, 3)
 
 
+def test_a_size_beyond_the_training_rows_is_sampled_with_a_warning(world, caplog):
+    options = ("--prompt", "a red circle", "--size", "128x64", "--frames", 5, "--steps", 1, "--guidance", 1)
+    assert run("sample", "--run", world / "dit", *options, "--out", world / "large.mp4") == 0
+    assert decode(world / "large.mp4")[0].shape == (5, 64, 128, 3)
+    assert "training rows held 96" in caplog.text
+
+
+def test_a_run_that_saved_nothing_takes_a_corrected_config(world, repository, tmp_path, capsys):
+    command = ("train", "--config", repository / "configs/dit_quickstart.py", "--workdir", tmp_path / "run")
+    data, short = f"--config.data.path={world / 'latents'}", "--config.train.num_steps=1"
+    assert run(*command, data, *DIT, "--config.optim.optimizer=adam") == 2
+    assert "adamw" in capsys.readouterr().err
+    assert run(*command, data, *DIT, short) == 0
+    assert run(*command, data, *DIT, short, "--config.optim.b1=0.8") == 2  # now there is something to lose
+    assert "config.optim.b1 was 0.9 and is 0.8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("--config.preview.width=30", "nearest legal size is 32x32"),
+        ("--config.data.row_tokens=4", "no clip fits"),
+        ("--config.train.log_every=0", "at least 1"),
+        ("--config.train.mesh={'data':3}", "multiply to"),
+        ("--config.model.num_heads=5", "head width"),
+        ("--config.flow.reference_tokens=0", "above 0"),
+    ],
+)
+def test_bad_configs_fail_before_a_model_is_built(world, repository, tmp_path, capsys, override, says):
+    command = ("train", "--config", repository / "configs/dit_quickstart.py", "--workdir", tmp_path / "run")
+    assert run(*command, f"--config.data.path={world / 'latents'}", *DIT, override) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "run/checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     "options, says",
     [
         (("--size", "30x32"), "nearest legal size is 32x32"),
         (("--frames", "8"), "nearest legal number is 9"),
         (("--size", "big"), "WIDTHxHEIGHT"),
-        (("--size", "512x512"), "rows hold"),
+        (("--rows_per_batch", "0"), "at least 1"),
         (("--steps", "0"), "at least 1"),
         (("--step", "99"), "99"),
         (("--solver", "rk45"), "euler"),
@@ -182,15 +216,22 @@ def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, reposi
         before = reached(workdir)
         while process.poll() is None and kills < 5:
             if reached(workdir) >= before + 2:  # some way into this run: strike at any moment of the next steps
-                time.sleep(rng.uniform(0.0, 0.3))
+                time.sleep(rng.uniform(0.0, 0.2))
                 os.kill(process.pid, signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
             time.sleep(0.02)
         finished = process.wait() == 0
     assert kills == 5
-    for ema in (True, False):
-        ours, reference = load_params(workdir, ema=ema).params, load_params(world / "dit", ema=ema).params
-        assert all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(reference)))
+    for part in ("params", "ema", "state"):  # `state` holds the optimizer's
+        ours, reference = whole(workdir, part), whole(world / "dit", part)
+        assert len(ours) == len(reference) > 0 and all(map(np.array_equal, ours, reference))
+
+
+def whole(run_dir: Path, part: str) -> list[np.ndarray]:
+    """The arrays of one part of a run's newest checkpoint."""
+    path, sharding = find_checkpoint(run_dir), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda x: x.update(sharding=sharding), saved_shapes(path, part))
+    return [np.asarray(x) for x in jax.tree.leaves(load_parts(path, {part: shapes}))]
 
 
 def reached(workdir: Path) -> int:

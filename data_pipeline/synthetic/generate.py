@@ -54,6 +54,8 @@ def generate(
     options, a full disk, or a folder that holds another world.
     """
     directory = Path(directory)
+    if config.seed < 0:
+        raise UserError(f"seed is {config.seed}, but must be 0 or more")
     draw_scene(config.world, config.seed, 0, config.size, config.frames)  # bad options fail before anything is written
     if config.clips < 1:
         raise UserError(f"a world needs at least 1 clip, got {config.clips}")
@@ -73,7 +75,10 @@ def _prepare(directory: Path, config: WorldConfig) -> bool:
     wanted = json.loads(json.dumps({"generator_version": GENERATOR_VERSION, **asdict(config)}))
     path = directory / "world.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): delete {directory} and render it again") from error
         if found != wanted:
             different = {key: (found.get(key), wanted[key]) for key in wanted if found.get(key) != wanted[key]}
             raise UserError(f"{directory} holds another world, (there, asked for): {different}: choose another folder")

@@ -83,19 +83,28 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 def _outcomes(args: argparse.Namespace) -> dict[str, Any]:
     text, counts = outcomes_table(args.data)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text)
     return {**counts, "out": str(args.out)}
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same")
+    parser.add_argument(
+        "--workers", type=_workers, default=os.cpu_count() or 1, help="processes; the result is the same"
+    )
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
+    return int(text)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not (width.isdecimal() and height.isdecimal()):
         raise UserError(f"--size {text!r} must be WIDTHxHEIGHT, such as 64x48")
     return int(width), int(height)
 

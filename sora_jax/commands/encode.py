@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         fingerprint=codec.fingerprint,
         statistics=(tuple(map(float, codec.latent_mean)), tuple(map(float, codec.latent_std))),
     )
+    if not (args.out / "manifest.json").exists():  # before the latents: finished ones are never without their codec
+        codec.save(args.out / "autoencoder")
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("encoding clips", total=reader.num_records())
         counts = encode_latents(args.data, args.out, encoding, windows, lambda: progress.advance(bar))
-    codec.save(args.out / "autoencoder")
     return {**counts, "autoencoder_fingerprint": codec.fingerprint}
 
 

@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", EXIT_SYSTEM_ERROR)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
-    print(json.dumps(result, default=_to_json), flush=True)
+    print(json.dumps(_plain(result), default=_to_json), flush=True)
     return int(result.get("exit_code", 0))
 
 
@@ -129,6 +130,15 @@ def _check_overrides(overrides: list[str]) -> list[str]:
 def _fail(message: str, code: int) -> int:
     print(f"sora-jax: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
+
+
+def _plain(value: object) -> object:
+    """JSON has no number that is not finite: a loss that is NaN becomes null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _to_json(value: object) -> object:

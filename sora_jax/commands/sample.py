@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     requests = make_requests(prompts, args, preview)
     files = [args.out] if args.prompt is not None else name_files(args.out, prompts, args.format)
     check_endings(files, requests)
+    generator = generator.fitting(requests)  # an illegal size is one line of error, not one below a progress bar
     written: list[dict[str, Any]] = [{} for _ in requests]
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("sampling", total=len(requests))
@@ -74,16 +75,16 @@ def load_run(args: argparse.Namespace) -> tuple[Generator, Any, dict[str, Any], 
     if not (latents / "autoencoder").exists():
         raise UserError(f"the run's latents are not at {latents}; say where they are with --latents")
     codec, tokenizer = load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model")
+    codec.check_fingerprint(loaded.fingerprints["autoencoder"], latents)
+    if tokenizer.fingerprint != loaded.fingerprints["tokenizer"]:
+        raise UserError(
+            f"{latents} holds tokenizer {tokenizer.fingerprint[:12]}, but the run was trained with "
+            f"{loaded.fingerprints['tokenizer'][:12]}; point --latents at the latents that it was trained on"
+        )
     layout = stream_config(loaded.config).layout(codec.config.latent_channels)
     model = model_config(loaded.config["model"], layout.patch_values, tokenizer.vocab_size)
     flow = build_config(FlowConfig, loaded.config.get("flow", {}), "config.flow")
     generator = Generator(DiffusionConfig(model, flow), layout, codec, tokenizer)
-    expected = loaded.fingerprints["autoencoder"]
-    if generator.codec.fingerprint != expected:
-        raise UserError(
-            f"{latents} holds autoencoder {generator.codec.fingerprint[:12]}, but the run was trained on latents of "
-            f"{expected[:12]}; point --latents at those"
-        )
     return generator, loaded.params["dit"], dict(loaded.config.get("preview", {})), loaded.step
 
 
@@ -93,6 +94,8 @@ def make_requests(prompts: list[str], args: argparse.Namespace, preview: dict[st
     if not match:
         raise UserError(f"--size is '{size}', but must be WIDTHxHEIGHT in pixels, such as 256x144")
     width, height = int(match[1]), int(match[2])
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed is {args.seed}, but must be from 0 to {2**31 - 1}")
     frames = args.frames if args.frames is not None else preview.get("num_frames", 9)
     fps = args.fps if args.fps is not None else preview.get("fps", 8.0)
     return [Request(p, width, height, frames, fps, args.seed + i) for i, p in enumerate(prompts)]
@@ -111,8 +114,8 @@ def read_prompts(path: Path) -> list[str]:
 
 def name_files(out: Path, prompts: list[str], ending: str) -> list[Path]:
     """`OUT/<prompt>-<number>.<ending>` for each prompt."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file, but several prompts need a folder")
+    if any(path.is_file() for path in (out, *out.parents)):
+        raise UserError(f"--out {out} is a file or lies below one, but several prompts need a folder")
     out.mkdir(parents=True, exist_ok=True)
     slugs = (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-")[:60] or "prompt" for p in prompts)
     return [out / f"{slug}-{number:04d}.{ending}" for number, slug in enumerate(slugs)]
@@ -121,6 +124,8 @@ def name_files(out: Path, prompts: list[str], ending: str) -> list[Path]:
 def check_endings(files: list[Path], requests: list[Request]) -> None:
     for path, request in zip(files, requests, strict=True):
         ending = path.suffix.lstrip(".").lower()
+        if path.is_dir() or any(parent.is_file() for parent in path.parents):
+            raise UserError(f"{path} cannot be written: it is a folder, or lies below a file; choose another --out")
         if ending not in ENDINGS:
             raise UserError(f"{path} ends in '{path.suffix}'; choose one of {', '.join('.' + e for e in ENDINGS)}")
         if ending == "png" and request.num_frames != 1:

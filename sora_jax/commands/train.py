@@ -6,6 +6,7 @@ Exit codes: 0 finished, 2 a user's error, 75 asked to stop (SIGTERM or Ctrl-C) a
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -17,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipeline.errors import UserError
-from sora_jax.config import choose
+from sora_jax.config import OptimConfig, TrainConfig, choose
 
 OBJECTIVES = {"autoencoder": "sora_jax.objectives.autoencoder", "diffusion": "sora_jax.objectives.diffusion"}
 """`config.train.task` -> the module whose `prepare(config)` makes the task and its data."""
@@ -52,6 +53,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises UserError for a missing file, a field that does not exist (naming the nearest), a value of another type.
     """
     config = _call_get_config(path)
+    for section, defaults in (("train", TrainConfig(task="")), ("optim", OptimConfig())):
+        # What the file leaves at its default can be set on the command line too, and is kept with the run.
+        written = config.get(section, {})
+        config[section] = {**dataclasses.asdict(defaults), **written}
     _check_names([override.removeprefix("--config.").split("=", 1)[0] for override in overrides], dict(_leaves(config)))
     values: Any = flags.FlagValues()
     argv = ["sora-jax", *overrides]

@@ -1,6 +1,7 @@
 """The trained network as a velocity field, and sampling of packed rows along it."""
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from data_pipeline.errors import UserError
 from sora_jax.diffusion import flow, samplers
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.models.dit import Dit, DitConfig
-from sora_jax.models.layers import definition, gather_groups
+from sora_jax.models.layers import definition
 from sora_jax.types import Batch
 
 
@@ -29,6 +30,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise UserError(f"steps is {self.num_steps}, but must be at least 1")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance is {self.guidance}, but must be a finite number; 1 is none")
         if self.solver not in samplers.SOLVERS:
             raise UserError(f"solver is '{self.solver}', which is none of {', '.join(samplers.SOLVERS)}")
 
@@ -43,7 +46,7 @@ def predict_velocity(
 ) -> Float[Array, "B L P"]:
     """The velocity at `x_t`, whatever the network itself predicts."""
     output = nnx.merge(dit_definition(model), params)(x_t, group_times, batch)
-    t = gather_groups(group_times[..., None], batch["noise_group_ids"])
+    t = jnp.take_along_axis(group_times, batch["noise_group_ids"], axis=1)[..., None]
     return flow.to_velocity(output, x_t, t, cfg.prediction)
 
 

@@ -32,6 +32,8 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise UserError(f"prediction is '{self.prediction}', which is none of {', '.join(PREDICTIONS)}")
+        if self.reference_tokens < 1 or self.logit_std < 0:
+            raise UserError(f"reference_tokens={self.reference_tokens} and logit_std={self.logit_std} must be above 0")
 
 
 def corrupt(x_0: Float[Array, "..."], noise: Float[Array, "..."], t: Float[Array, "..."]) -> Float[Array, "..."]:

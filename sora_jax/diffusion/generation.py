@@ -4,6 +4,7 @@ A sample's noise depends on its seed alone, so a result does not change with wha
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.models.codec import Codec, load_codec
 from sora_jax.models.dit import DitConfig
+
+logger = logging.getLogger(__name__)
+
+
+MIN_FPS, MAX_FPS = 0.1, 240.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,13 @@ class Generator:
 
         Raises UserError for an illegal size before anything is sampled.
         """
+        if rows_per_batch < 1:
+            raise UserError(f"rows_per_batch is {rows_per_batch}, but must be at least 1")
+        yield from self.fitting(requests)._generate(params, requests, sampling, rows_per_batch)
+
+    def _generate(
+        self, params: Any, requests: Sequence[Request], sampling: SamplingConfig, rows_per_batch: int
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "T Y X 3"]]]:
         rows = self.pack(requests)
         # A single compilation needs a single shape: the last batch is filled up with a row that is thrown away.
         size = min(rows_per_batch, len(rows))
@@ -73,8 +86,26 @@ class Generator:
                 for number, offset in zip(numbers, offsets, strict=False):
                     yield number, self._decode(tokens[row], int(offset), requests[number])
 
+    def fitting(self, requests: Sequence[Request]) -> "Generator":
+        """This generator with rows that hold the largest request: the network itself knows no row length.
+
+        Raises UserError for an illegal size, duration or rate.
+        """
+        tokens = max((self.num_tokens(r) for r in requests), default=0)
+        text = max((len(self.text_ids(r)) for r in requests), default=0)
+        trained = self.layout
+        if tokens > trained.row_tokens or text > trained.row_text:
+            logger.warning(
+                "sampling %d video and %d text tokens in one piece; training rows held %d and %d: expect less",
+                *(tokens, text, trained.row_tokens, trained.row_text),
+            )
+        layout = dataclasses.replace(
+            trained, row_tokens=max(tokens, trained.row_tokens), row_text=max(text, trained.row_text)
+        )
+        return dataclasses.replace(self, layout=layout)
+
     def pack(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Numbers of the requests of each row, first fit in order. Raises UserError for what no row can hold."""
+        """Numbers of the requests of each row, first fit in order. Raises UserError for an illegal request."""
         rows: list[list[int]] = []
         used: list[np.ndarray] = []
         limit = np.array([self.layout.row_tokens, self.layout.row_text, self.layout.row_segments])
@@ -99,14 +130,14 @@ class Generator:
         """(F, H, W) of the request's canvas. Raises UserError that names the nearest legal size or duration."""
         config, (_, ph, pw) = self.codec.config, self.layout.patch_size
         multiples = config.spatial_compression * ph, config.spatial_compression * pw
-        if request.height % multiples[0] or request.width % multiples[1]:
+        if min(request.height, request.width) < 1 or request.height % multiples[0] or request.width % multiples[1]:
             near = [m * max(1, round(n / m)) for n, m in zip((request.height, request.width), multiples, strict=True)]
             raise UserError(
                 f"{request.width}x{request.height} is no legal size for this model: the width must divide by "
                 f"{multiples[1]} and the height by {multiples[0]}; the nearest legal size is {near[1]}x{near[0]}"
             )
-        if request.fps <= 0:
-            raise UserError(f"fps is {request.fps}, but must be above 0")
+        if not MIN_FPS <= request.fps <= MAX_FPS:
+            raise UserError(f"fps is {request.fps}, but must be between {MIN_FPS} and {MAX_FPS}")
         return config.latent_shape(request.num_frames, request.height, request.width)[:3]
 
     def num_tokens(self, request: Request) -> int:
@@ -165,19 +196,20 @@ class PreviewConfig:
     fps: float = 8.0
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(num_steps=20, guidance=3.0))
 
+    def requests(self) -> list[Request]:
+        """One request for each prompt."""
+        return [
+            Request(p, self.width, self.height, self.num_frames, self.fps, seed) for seed, p in enumerate(self.prompts)
+        ]
 
-def make_preview(
-    generator: Callable[[], Generator], cfg: PreviewConfig
-) -> Callable[[Any, Any, Path, int], list[Path]] | None:
+
+def make_preview(generator: Generator, cfg: PreviewConfig) -> Callable[[Any, Any, Path, int], list[Path]] | None:
     """A preview that samples the configured prompts with the EMA parameters: one line of frames for each."""
     if not cfg.prompts:
         return None
 
     def preview(params: Any, frozen: Any, directory: Path, step: int) -> list[Path]:
-        requests = [
-            Request(p, cfg.width, cfg.height, cfg.num_frames, cfg.fps, seed) for seed, p in enumerate(cfg.prompts)
-        ]
-        results = sorted(generator().generate(params["dit"], requests, cfg.sampling), key=lambda r: r[0])
+        results = sorted(generator.generate(params["dit"], cfg.requests(), cfg.sampling), key=lambda r: r[0])
         lines = [np.concatenate(list(frames), axis=1) for _, frames in results]
         path = directory / f"samples_{step:07d}.png"
         Image.fromarray(np.concatenate(lines, axis=0)).save(path)

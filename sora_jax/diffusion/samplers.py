@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sora_jax.diffusion import flow
-from sora_jax.models.layers import gather_groups
 
 VelocityFn = Callable[[jax.Array, jax.Array], jax.Array]
 """(x [B, L, P], group times [B, K]) -> velocity [B, L, P]."""
@@ -70,4 +69,5 @@ def guide(
 
 
 def _step(t: Float[Array, "B K"], t_next: Float[Array, "B K"], ids: Int[Array, "B L"]) -> Float[Array, "B L 1"]:
-    return gather_groups((t_next - t)[..., None], ids)
+    # Not the one-hot product that gathers modulation: time steps must not be rounded to bfloat16.
+    return jnp.take_along_axis(t_next - t, ids, axis=1)[..., None]

@@ -64,16 +64,26 @@ def render_report(inputs: ReportInputs) -> str:
         curves=_curves(metrics),
         reconstruction=_reconstruction(inputs.evaluation, evaluation),
         facts=_facts(inputs, runs, metrics),
-        commands=inputs.commands.read_text().strip() if inputs.commands else "",
+        commands=_read_text(inputs.commands).strip() if inputs.commands else "",
         configs=[
             (f"config of the {name}", json.dumps(_read_json(f / "config.json"), indent=1)) for name, f in runs.items()
         ],
     )
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        return content
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there: run the verb that writes it first") from error
     except ValueError as error:

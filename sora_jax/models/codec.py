@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 from jaxtyping import Float, Float32, UInt8
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from data_pipeline.errors import UserError
@@ -44,6 +45,14 @@ class Codec:
         for name, value in sorted(_flat(self.params).items()):
             digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
+
+    def check_fingerprint(self, expected: str, where: Path | str) -> None:
+        """Raises UserError unless this is the autoencoder that `expected` names."""
+        if self.fingerprint != expected:
+            raise UserError(
+                f"{where} holds autoencoder {self.fingerprint[:12]}, but the latents were made by {expected[:12]}; "
+                "put that autoencoder there, or encode the clips again"
+            )
 
     def encode(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Float32[np.ndarray, "B F H W C"]:
         """Raw posterior means of whole videos, chunk by chunk. Raises UserError for an illegal shape."""
@@ -94,8 +103,11 @@ def load_codec(directory: Path | str) -> Codec:
             f"{directory} holds no autoencoder export (autoencoder.json); run `sora-jax encode --autoencoder "
             f"{directory} --data CLIPS --out LATENTS` first, which writes one"
         )
-    header = json.loads((folder / "autoencoder.json").read_text())
-    params = traverse_util.unflatten_dict(load_file(folder / "weights.safetensors"), sep="/")
+    try:
+        header = json.loads((folder / "autoencoder.json").read_text())
+        params = traverse_util.unflatten_dict(load_file(folder / "weights.safetensors"), sep="/")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the autoencoder export {folder} is damaged ({error}); copy it or run encode again") from error
     codec = Codec(
         config=build_config(AutoencoderConfig, header["config"], f"{folder}/autoencoder.json: config"),
         params=jax.tree.map(jnp.asarray, params),

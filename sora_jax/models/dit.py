@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from data_pipeline.errors import UserError
 from sora_jax import flops
-from sora_jax.models.attention import CrossAttention, SelfAttention
+from sora_jax.models.attention import KERNELS, CrossAttention, SelfAttention
 from sora_jax.models.layers import (
     DTYPES,
     REMAT_POLICIES,
@@ -54,7 +54,13 @@ class DitConfig:
                 f"width={self.width} over num_heads={self.num_heads} must give an even head width; "
                 f"try width={64 * self.num_heads}"
             )
+        if self.depth < 1 or self.text.depth < 1 or self.text.width % (2 * self.text.num_heads):
+            raise UserError(
+                f"depth={self.depth} and text.depth={self.text.depth} must be at least 1, and text.width="
+                f"{self.text.width} over text.num_heads={self.text.num_heads} must give an even head width"
+            )
         for name, value, valid in (
+            ("attention_kernel", self.attention_kernel, ("auto", *KERNELS)),
             ("modulation", self.modulation, ("adaln_zero", "adaln_single")),
             ("dtype", self.dtype, tuple(DTYPES)),
             ("remat", self.remat, tuple(REMAT_POLICIES)),

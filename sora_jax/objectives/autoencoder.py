@@ -1,5 +1,7 @@
 """The autoencoder task: L1 reconstruction and a small KL (Kingma & Welling 2013; Rombach et al. 2022)."""
 
+import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +13,17 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.clip_stream import ClipSource, ClipStreamConfig
+from data_pipeline.errors import UserError
 from data_pipeline.prefetch import make_stream
 from sora_jax import flops
-from sora_jax.config import OptimConfig, TrainConfig, build_config
+from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections
 from sora_jax.models.autoencoder import AutoencoderConfig, VideoAutoencoder, forward_flops
 from sora_jax.models.codec import apply, to_float
 from sora_jax.models.layers import initialise
 from sora_jax.parallel import process_rows
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class AutoencoderLossConfig:
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
     """The task and its data from a run's config. Raises UserError before any model is built."""
+    check_sections(config, required=("data", "optim", "train"), optional=("model", "loss"))
     model = build_config(AutoencoderConfig, config.get("model", {}), "config.model")
     loss = build_config(AutoencoderLossConfig, config.get("loss", {}), "config.loss")
     optim = build_config(OptimConfig, config["optim"], "config.optim")
@@ -45,7 +51,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     rows = process_rows(train.batch_rows)
     source = ClipSource(path, stream, "train", rows)
     manifest = source.reader.manifest
-    heldout = ClipSource(path, stream, "heldout", rows) if manifest.counts["heldout"] else None
+    heldout = heldout_source(path, stream, rows) if manifest.counts["heldout"] else None
     task = Task(
         name="autoencoder",
         init=lambda key: {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)},
@@ -62,6 +68,20 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
         config=dict(config),
     )
+
+
+def heldout_source(path: str, stream: ClipStreamConfig, rows: tuple[int, int]) -> ClipSource | None:
+    """The held-out clips at the crops that some of them can fill; few clips may lack a size. None if none fits."""
+    fitting = []
+    for crop in stream.crops:
+        try:
+            ClipSource(path, dataclasses.replace(stream, crops=(crop,), weights=()), "heldout", rows)
+            fitting.append(crop)
+        except UserError as error:
+            logger.warning("not evaluated at %s: %s", crop, error)
+    if not fitting:
+        return None
+    return ClipSource(path, dataclasses.replace(stream, crops=tuple(fitting), weights=()), "heldout", rows)
 
 
 def make_loss(model: AutoencoderConfig, cfg: AutoencoderLossConfig):

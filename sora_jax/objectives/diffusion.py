@@ -11,13 +11,13 @@ import numpy as np
 from data_pipeline.prefetch import make_stream
 from data_pipeline.stream import LatentSource, StreamConfig
 from sora_jax import flops
-from sora_jax.config import OptimConfig, TrainConfig, build_config, choose
+from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections, choose
 from sora_jax.diffusion import flow
 from sora_jax.diffusion.denoiser import predict_velocity
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PreviewConfig, load_generator, make_preview
 from sora_jax.models.dit import SIZES, Dit, DitConfig, forward_flops
-from sora_jax.models.layers import gather_groups, initialise
+from sora_jax.models.layers import initialise
 from sora_jax.parallel import process_rows
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
 
@@ -27,6 +27,7 @@ TIME_BUCKETS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
     """The task and its data from a run's config. Raises UserError before any model is built."""
+    check_sections(config, required=("data", "model", "optim", "train"), optional=("flow", "preview"))
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     train = build_config(TrainConfig, config["train"], "config.train")
     stream = stream_config(config)
@@ -37,13 +38,16 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     model = model_config(config["model"], source.layout.patch_values, source.tokenizer.vocab_size)
     cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
     preview = build_config(PreviewConfig, config.get("preview", {}), "config.preview")
+    generator = load_generator(cfg, source.layout, path)
+    generator.codec.check_fingerprint(manifest.metadata["autoencoder_fingerprint"], path)
+    generator.fitting(preview.requests())
     task = Task(
         name="diffusion",
         init=lambda key: {"dit": initialise(lambda rngs: Dit(cfg.model, rngs), key)},
         groups=(ParamGroup("dit", make_loss(cfg), optim),),
         evaluate=make_evaluate(cfg),
         flops=lambda batch: flops.TRAINING * batch_flops(cfg.model, batch),
-        preview=make_preview(lambda: load_generator(cfg, source.layout, path), preview),
+        preview=make_preview(generator, preview),
         fingerprints={
             "data": manifest.fingerprint,
             "autoencoder": manifest.metadata["autoencoder_fingerprint"],
@@ -99,7 +103,7 @@ def velocity_errors(
     `times` is `[B, G]`, a noise level for each segment; its known tokens have level 0.
     """
     group_times = jnp.stack([times, jnp.zeros_like(times)], axis=-1).reshape(times.shape[0], -1)
-    t = gather_groups(group_times[..., None], batch["noise_group_ids"])
+    t = jnp.take_along_axis(group_times, batch["noise_group_ids"], axis=1)[..., None]
     x_0 = batch["tokens"]
     x_t = flow.corrupt(x_0, noise, t)
     velocity = predict_velocity(cfg.model, cfg.flow, params, x_t, group_times, batch)

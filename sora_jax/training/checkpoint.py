@@ -236,6 +236,8 @@ def find_damage(path: Path) -> str | None:
         return None
     except ValueError:
         return f"{DIGESTS} is not JSON"
+    if not isinstance(expected, dict):
+        return f"{DIGESTS} holds no digests"
     for name, digest in expected.items():
         if not (path / name).is_file():
             return f"its file {name} is missing"

@@ -82,10 +82,12 @@ def train(prepared: Prepared, workdir: str | Path, devices: list[Any] | None = N
     task, config = prepared.task, prepared.train
     mesh = make_mesh(config.mesh, devices)
     check_rows(mesh, config.batch_rows, config.microbatches)
-    if config.init_from:
+    has_checkpoint = bool(committed_steps(workdir / CHECKPOINTS))
+    if config.init_from and not has_checkpoint:
         find_checkpoint(*parse_reference(config.init_from))
+    shapes = training_step.abstract_state(task, config)  # a model that cannot be built fails before anything is written
     description = describe_run(prepared.config, task.fingerprints)
-    open_run(workdir, description)
+    open_run(workdir, description, has_checkpoint)
     start = (committed_steps(workdir / CHECKPOINTS) or [0])[-1]
     if start >= config.num_steps:
         logger.info("%s is finished at step %d; raise config.train.num_steps to go on", workdir, start)
@@ -95,7 +97,7 @@ def train(prepared: Prepared, workdir: str | Path, devices: list[Any] | None = N
         StopSignal() as stop,
         Checkpoints(workdir, config.keep_last, description) as checkpoints,
     ):
-        shardings = state_shardings(training_step.abstract_state(task, config), mesh)
+        shardings = state_shardings(shapes, mesh)
         state, start = restore_or_init(prepared, checkpoints, workdir, shardings)
         with MetricsLog(workdir, start) as log, ProgressLine(task.name, config.num_steps) as progress:
             evaluate = training_step.make_evaluate(task, config, shardings)
@@ -169,12 +171,12 @@ class Run:
                 if _due(step, config.eval_every, config.num_steps):
                     with self._aside(meter):
                         self._evaluate(step, state, frozen)
-                if _due(step, config.preview_every, config.num_steps):
-                    with self._aside(meter):
-                        self._preview(step, state, frozen)
                 if batch is None or _due(step, config.checkpoint_every, config.num_steps):
                     with self._aside(meter):
                         self._save(step, state)
+                if _due(step, config.preview_every, config.num_steps):  # after the save: a picture risks nothing
+                    with self._aside(meter):
+                        self._preview(step, state, frozen)
         finally:
             feed.close()
         return step

@@ -20,18 +20,19 @@ EXTENDABLE = frozenset(
 """Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding."""
 
 
-def open_run(workdir: Path, description: Mapping[str, Any]) -> None:
+def open_run(workdir: Path, description: Mapping[str, Any], has_checkpoint: bool) -> None:
     """Makes `workdir` the folder of the run that `description` (of `describe_run`) describes, or finds that it is.
 
-    Raises UserError when the folder belongs to another run, naming the fields with both values.
+    Raises UserError when the folder belongs to another run, naming the fields with both values. A run that saved
+    nothing yet has nothing to lose: a corrected config replaces it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         known = _read(workdir / CONFIG)
-        if known is not None:
+        if known is not None and has_checkpoint:
             check_config(known, description["config"], workdir)
         made_of = _read(workdir / RUN)
-        if made_of is not None:
+        if made_of is not None and has_checkpoint:
             _check_fingerprints(made_of.get("fingerprints", {}), description["fingerprints"], workdir)
         _write(workdir / CONFIG, description["config"])
         _write(workdir / RUN, {name: value for name, value in description.items() if name != "config"})
@@ -58,6 +59,8 @@ def _is_extendable(name: str) -> bool:
     if name == "data.path":  # data may move; its fingerprint may not change
         return True
     parts = name.split(".")
+    if parts[0] == "preview":  # pictures for people: they change nothing of the run
+        return True
     return len(parts) > 1 and parts[0] == "train" and parts[1] in EXTENDABLE
 
 

@@ -102,8 +102,9 @@ def make_train_step(task: Task, config: TrainConfig, shardings: TrainState) -> A
                 clipped, opt_state[group.name], params[group.name], state.step
             )
             params[group.name] = optax.apply_updates(params[group.name], change)
-            decay = decay_at(state.step, group.optim.ema_decay)
-            ema[group.name] = update_ema(ema[group.name], params[group.name], decay)
+            # The average of a warm start is a good one already: only that of random parameters is soon forgotten.
+            decay = group.optim.ema_decay if config.init_from else decay_at(state.step, group.optim.ema_decay)
+            ema[group.name] = update_ema(ema[group.name], params[group.name], jnp.asarray(decay, jnp.float32))
             _add_metrics(sums, group, loss, norm, optimizer.learning_rate(state.step))
         new = dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state)
         return _commit(state, new, finite, sums)
