@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=1300,
+        num_steps=1000,
         batch_rows=8,
         log_every=20,
         eval_every=500,

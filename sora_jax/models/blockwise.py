@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-BLOCK = 256
+BLOCK = 128
 """Queries and keys of one tile: its logits for a dozen heads stay within a core's cache."""
 
 

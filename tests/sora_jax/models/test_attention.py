@@ -63,7 +63,7 @@ def test_devices_compute_their_own_rows_and_heads(rows):
 def test_work_follows_the_segments():
     ids = jnp.asarray(packed_ids([512] * 4, 2048))
     low, high = blockwise._key_ranges(ids, ids)
-    assert int(jnp.sum(high - low)) == 4 * 2 * 2  # four segments of two blocks each, not eight blocks squared
+    assert int(jnp.sum(high - low)) == 4 * 4 * 4  # four segments of four blocks each, not sixteen blocks squared
 
 
 def test_unknown_kernel_names_the_valid_ones(rows):
