@@ -4,12 +4,14 @@ The same command run again continues the run, so the folder refuses another conf
 how long, how often or on what the run goes.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError, from_os_error
+from sora_jax.config import OptimConfig, TrainConfig
 
 CONFIG, RUN = "config.json", "run.json"
 
@@ -42,7 +44,7 @@ def open_run(workdir: Path, description: Mapping[str, Any], has_checkpoint: bool
 
 def check_config(known: Mapping[str, Any], given: Mapping[str, Any], where: Path) -> None:
     """Raises UserError if two configs differ in more than extendable fields."""
-    old, new = dict(_flatten(known)), dict(_flatten(json.loads(json.dumps(given))))
+    old, new = ({**_defaults(), **dict(_flatten(json.loads(json.dumps(config))))} for config in (known, given))
     differing = [
         f"config.{name} was {old.get(name, 'absent')!r} and is {new.get(name, 'absent')!r}"
         for name in sorted(old.keys() | new.keys())
@@ -53,6 +55,12 @@ def check_config(known: Mapping[str, Any], given: Mapping[str, Any], where: Path
             f"{where} holds a run of another config: {'; '.join(differing)}; give these fields their old values, "
             "or choose another --workdir (with --init_from to start from this run's parameters)"
         )
+
+
+def _defaults() -> dict[str, Any]:
+    """What a config that does not name a field means: an older run may lack fields that were added since."""
+    sections = {"train": dataclasses.asdict(TrainConfig(task="")), "optim": dataclasses.asdict(OptimConfig())}
+    return dict(_flatten(sections))
 
 
 def _is_extendable(name: str) -> bool:
