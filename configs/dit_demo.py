@@ -2,7 +2,7 @@
 
     sora-jax train --config configs/dit_demo.py --workdir runs/demo/dit --config.data.path=runs/demo/latents
 
-LOG.md has how long it took and what it learned.
+Meant for an hour and more on two cores, or minutes on a GPU; LOG.md says what has been run of it.
 """
 
 from ml_collections import ConfigDict
@@ -23,13 +23,13 @@ def get_config() -> ConfigDict:
     config.model = dict(
         width=256, depth=6, num_heads=4, remat="dots", text=dict(width=192, depth=2, num_heads=4, mlp_ratio=2)
     )
-    config.flow = dict(reference_tokens=80)
+    config.flow = dict(reference_tokens=80, prediction="x_0")
     config.optim = dict(
         optimizer="adamw", learning_rate=1.2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.05, ema_decay=0.99
     )
     config.train = dict(
         task="diffusion",
-        num_steps=1000,
+        num_steps=4000,
         batch_rows=8,
         log_every=20,
         eval_every=500,
