@@ -48,6 +48,10 @@ DIT = (
 )
 
 
+# One fixture trains both models: a minute on a quiet machine, several on a busy one.
+pytestmark = pytest.mark.timeout(900)
+
+
 def run(*argv: object) -> int:
     return main([str(word) for word in argv])
 
@@ -193,15 +197,41 @@ def test_a_damaged_export_is_refused(world, tmp_path):
         load_codec(tmp_path / "export")
 
 
-def test_the_page_and_the_probes(world, capsys):
+@pytest.fixture(scope="module")
+def page(world) -> Path:
+    """The page of the world's run, with the probes' verdicts."""
     out = world / "evaluation.json"
     options = ("--generated", world / "samples", "--real", world / "clips", "--autoencoder", world / "autoencoder")
     assert run("evaluate", "--metric", "probes", *options, "--out", out) == 0
-    assert last_line(capsys)["scores"]["colour"]["generated"]["total"] == 2
     runs = ("--run", world / "dit", "--autoencoder", world / "autoencoder", "--samples", world / "samples")
     assert run("report", *runs, "--evaluation", out, "--out", world / "index.html") == 0
-    page = (world / "index.html").read_text()
-    assert "a red circle moves left" in page and "data:video/mp4" in page and 'src="http' not in page
+    return world / "index.html"
+
+
+def test_the_page_stands_alone_and_shows_the_probes(page):
+    assert json.loads(page.with_name("evaluation.json").read_text())["scores"]["colour"]["generated"]["total"] == 2
+    text = page.read_text()
+    assert "a red circle moves left" in text and "data:video/mp4" in text and 'src="http' not in text
+
+
+@pytest.mark.chromium
+@pytest.mark.parametrize("width", [390, 1300])
+def test_a_browser_lays_the_page_out_without_a_sideways_scroll(page, tmp_path, width):
+    """Chromium plays the inlined video, and no element is wider than the window."""
+    probe = tmp_path / "page.html"
+    script = (
+        "<script>addEventListener('load', () => setTimeout(() => {"
+        "const v = document.querySelector('video');"
+        "document.title = [document.documentElement.scrollWidth <= innerWidth, v.readyState, v.videoWidth].join(' ');"
+        "}, 1500));</script>"
+    )
+    probe.write_text(page.read_text().replace("</body>", script + "</body>"))
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},1200"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=6000", "--dump-dom", probe.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    title = dom[dom.index("<title>") + 7 : dom.index("</title>")]
+    fits, ready, video_width = title.split()
+    assert fits == "true" and int(ready) >= 2 and int(video_width) == 32
 
 
 def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, repository):
