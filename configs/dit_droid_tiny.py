@@ -5,7 +5,7 @@
     sora-jax train --config configs/dit_droid_tiny.py --workdir runs/droid_tiny/dit
     sora-jax sample --run runs/droid_tiny/dit --prompt "Move the green cup forward" --out runs/droid_tiny/sample.mp4
 
-On two cores it learns the look of the scenes, not what the words say: see LOG.md.
+Meant for an hour on two cores, or minutes on a GPU; LOG.md says what has been run of it.
 """
 
 from ml_collections import ConfigDict
@@ -26,18 +26,18 @@ def get_config() -> ConfigDict:
     config.model = dict(
         width=256, depth=6, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
     )
-    config.flow = dict(reference_tokens=140)
+    config.flow = dict(reference_tokens=140, prediction="x_0")
     config.optim = dict(
         optimizer="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=50, final_fraction=0.1, ema_decay=0.99
     )
     config.train = dict(
         task="diffusion",
-        num_steps=600,
+        num_steps=4000,
         batch_rows=8,
         log_every=20,
-        eval_every=200,
+        eval_every=500,
         eval_batches=2,
-        preview_every=200,
+        preview_every=500,
         checkpoint_every=100,
     )
     config.preview = dict(
