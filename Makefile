@@ -26,9 +26,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(HEAVY))"
 
-# The tests that need heavier installs. Chromium comes from the system's packages where it is not there yet.
+# The tests that need heavier installs. Chromium and Slurm come from the system's packages where they are not there yet.
 test-all: setup
 	command -v chromium || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium)
+	command -v slurmctld && command -v munged || (apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge)
 	$(BIN)/python -m pytest -m "$(HEAVY)"
 
 lint: setup

@@ -8,4 +8,10 @@ export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-1}"
 export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-9000000000}"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
-exec sora-jax "$@"
+# Under srun only the task itself knows which of the job's processes it is (launch/slurm.sbatch says how many there are).
+if [ -n "${SORA_NUM_PROCESSES:-}" ] && [ -n "${SLURM_PROCID:-}" ]; then
+  export SORA_PROCESS_ID="${SORA_PROCESS_ID:-$SLURM_PROCID}"
+fi
+# SORA_PROGRAM: what runs in place of sora-jax, such as "apptainer exec IMAGE sora-jax". Splitting at spaces is meant.
+# shellcheck disable=SC2086
+exec ${SORA_PROGRAM:-sora-jax} "$@"

@@ -5,10 +5,13 @@ it before any test module, in each xdist worker anew.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
 import pytest
+
+from tests.launch.slurm_cluster import SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -41,3 +44,10 @@ def shared_data() -> Path:
     if not (shared / "data").is_dir():
         pytest.skip(f"no shared data at {shared}: set SORA_JAX_SHARED to the folder that holds data/")
     return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Slurm on this machine, with two nodes of one core: for tests marked `slurm`, which `make test-all` runs."""
+    with SlurmCluster(tmp_path_factory.mktemp("slurm") / "cluster") as cluster:
+        yield cluster

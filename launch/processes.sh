@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# One verb in N processes on this machine, as if each were a host:  launch/processes.sh 2 train --config … --workdir …
+#
+# Each process gets SORA_COORDINATOR (127.0.0.1 and a free port, or what is set already), SORA_NUM_PROCESSES and
+# SORA_PROCESS_ID. Lines of process 1 start with "[1] ", and so on; stdout is process 0's alone, without a prefix, so that
+# its last line is the verb's JSON; everything else goes to stderr. When a process fails, the others are asked to stop,
+# and killed GRACE_S (60) seconds later; the exit code is that of the first to fail. SIGTERM and Ctrl-C are forwarded
+# once to all. DRY_RUN=1 prints the commands instead.
+set -euo pipefail
+
+HERE="$(cd "$(dirname "$0")" && pwd)"
+# shellcheck source=launch/supervise.sh
+source "$HERE/supervise.sh"
+
+GRACE_S="${GRACE_S:-60}"
+require_count GRACE_S "$GRACE_S" 0
+
+if [ "$#" -lt 2 ]; then
+  echo "processes.sh: name the number of processes and a verb: launch/processes.sh 2 train --config … --workdir …" >&2
+  exit "$EXIT_USER_ERROR"
+fi
+require_count "the number of processes" "$1" 1
+num_processes="$1"
+shift
+
+# free_port: one that nothing uses at the moment.
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+export SORA_NUM_PROCESSES="$num_processes"
+export SORA_COORDINATOR="${SORA_COORDINATOR:-127.0.0.1:$(free_port)}"
+
+if [ -n "${DRY_RUN:-}" ]; then
+  for ((i = 0; i < num_processes; i++)); do
+    show env "SORA_COORDINATOR=$SORA_COORDINATOR" "SORA_NUM_PROCESSES=$num_processes" "SORA_PROCESS_ID=$i" "$HERE/local.sh" "$@"
+  done
+  exit 0
+fi
+
+# prefix NUMBER: stdin to stdout, line by line.
+prefix() {
+  exec sed -u "s/^/[$1] /"
+}
+
+pids=()
+for ((i = 0; i < num_processes; i++)); do
+  if [ "$i" -eq 0 ]; then
+    SORA_PROCESS_ID="$i" "$HERE/local.sh" "$@" 2> >(prefix "$i" >&2) &
+  else
+    SORA_PROCESS_ID="$i" "$HERE/local.sh" "$@" > >(prefix "$i" >&2) 2>&1 &
+  fi
+  pids+=("$!")
+done
+
+asked="" killer=""
+
+# ask_all: SIGTERM to every process, and SIGKILL to those that are still there after GRACE_S.
+ask_all() {
+  [ -z "$asked" ] || return 0
+  asked=1
+  kill -TERM "${pids[@]}" 2> /dev/null || true
+  (sleep "$GRACE_S" && kill -KILL "${pids[@]}" 2> /dev/null) &
+  killer=$!
+}
+
+# shellcheck disable=SC2329
+stop() {
+  signalled=1
+  ask_all
+}
+trap stop TERM INT
+
+# Processes are waited for in the order in which they end; a failure ends the others.
+first_failure=0
+running=("${pids[@]}")
+while [ "${#running[@]}" -gt 0 ]; do
+  signalled="" code=0
+  wait -n -p ended "${running[@]}" || code=$?
+  [ -n "${ended:-}" ] || continue # a signal came, and nobody has ended
+  left=()
+  for pid in "${running[@]}"; do
+    [ "$pid" -eq "$ended" ] || left+=("$pid")
+  done
+  running=("${left[@]}")
+  if [ "$code" -ne 0 ]; then
+    [ "$first_failure" -ne 0 ] || first_failure="$code"
+    if [ -z "$asked" ] && [ "${#running[@]}" -gt 0 ]; then
+      echo "processes.sh: a process ended with code $code; asking the other ${#running[@]} to stop" >&2
+      ask_all
+    fi
+  fi
+done
+if [ -n "$killer" ]; then
+  kill "$killer" 2> /dev/null || true
+fi
+exit "$first_failure"

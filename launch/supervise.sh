@@ -1,0 +1,68 @@
+# What the launchers share; sourced by restart.sh, processes.sh, slurm.sbatch and tpu_vm.sh, never run.
+#
+# Exit codes of a verb: 0 finished, 2 a user's error, 75 asked to stop and saved, 76 a host was lost or hung; anything
+# else is a crash. Everything but 0 and 2 is worth another start.
+# shellcheck shell=bash disable=SC2034
+
+EXIT_USER_ERROR=2
+EXIT_PREEMPTED=75
+
+# worth_another_start CODE
+worth_another_start() {
+  [ "$1" -ne 0 ] && [ "$1" -ne "$EXIT_USER_ERROR" ]
+}
+
+# value_of OPTION WORD…: what `OPTION VALUE` or `OPTION=VALUE` says among the words; nothing if it is not there.
+value_of() {
+  local option="$1" word next=""
+  shift
+  for word in "$@"; do
+    [ -z "$next" ] || { echo "$word" && return; }
+    case "$word" in
+      "$option") next=1 ;;
+      "$option"=*) echo "${word#*=}" && return ;;
+    esac
+  done
+}
+
+# newest_checkpoint RUN: the newest committed step in RUN/checkpoints, -1 if there is none. Of a bucket (gs://…), where
+# nothing can be listed without its tools, it is always -1.
+newest_checkpoint() {
+  local newest=-1 step marker
+  for marker in "$1"/checkpoints/*/commit_success.txt; do
+    step="$(basename "$(dirname "$marker")")"
+    if [[ -e "$marker" && "$step" =~ ^[0-9]+$ && "$step" -gt "$newest" ]]; then
+      newest="$step"
+    fi
+  done
+  echo "$newest"
+}
+
+# wait_for PID: waits for a child through any number of trapped signals, and sets `code` to its exit code. A trap that
+# wants the waiting to go on sets `signalled`.
+wait_for() {
+  local again
+  signalled="" code=0
+  wait "$1" || code=$?
+  while [ -n "$signalled" ]; do
+    signalled="" again=0
+    wait "$1" || again=$?
+    [ "$again" -eq 127 ] || code="$again" # 127: it had ended before the signal, and its code is known
+  done
+}
+
+# show WORD…: one command as the shell would read it.
+show() {
+  printf '%q' "$1"
+  shift
+  [ "$#" -eq 0 ] || printf ' %q' "$@"
+  printf '\n'
+}
+
+# require_count NAME VALUE LEAST: a whole number in a variable of the environment, or exit 2.
+require_count() {
+  if ! [[ "$2" =~ ^[0-9]+$ ]] || [ "$2" -lt "$3" ]; then
+    echo "$(basename "$0"): $1 is '$2', but must be a whole number of at least $3" >&2
+    exit "$EXIT_USER_ERROR"
+  fi
+}
