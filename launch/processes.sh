@@ -43,55 +43,61 @@ prefix() {
   exec sed -u "s/^/[$1] /"
 }
 
-pids=()
+running=()
 for ((i = 0; i < num_processes; i++)); do
   if [ "$i" -eq 0 ]; then
     SORA_PROCESS_ID="$i" "$HERE/local.sh" "$@" 2> >(prefix "$i" >&2) &
   else
     SORA_PROCESS_ID="$i" "$HERE/local.sh" "$@" > >(prefix "$i" >&2) 2>&1 &
   fi
-  pids+=("$!")
+  running+=("$!")
 done
 
-asked="" killer=""
+asked="" timer=""
 
-# ask_all: SIGTERM to every process, and SIGKILL to those that are still there after GRACE_S.
+# ask_all: SIGTERM to every process, and a clock for those that do not heed it.
 ask_all() {
   [ -z "$asked" ] || return 0
   asked=1
-  kill -TERM "${pids[@]}" 2> /dev/null || true
-  (sleep "$GRACE_S" && kill -KILL "${pids[@]}" 2> /dev/null) &
-  killer=$!
+  kill -TERM "${running[@]}" 2> /dev/null || true
+  sleep "$GRACE_S" > /dev/null 2>&1 &
+  timer=$!
 }
 
 # shellcheck disable=SC2329
 stop() {
-  signalled=1
   ask_all
 }
 trap stop TERM INT
 
+# without PID PID…: the others.
+without() {
+  local pid="$1" other
+  shift
+  for other in "$@"; do
+    [ "$other" -eq "$pid" ] || echo "$other"
+  done
+}
+
 # Processes are waited for in the order in which they end; a failure ends the others.
 first_failure=0
-running=("${pids[@]}")
 while [ "${#running[@]}" -gt 0 ]; do
-  signalled="" code=0
-  wait -n -p ended "${running[@]}" || code=$?
-  [ -n "${ended:-}" ] || continue # a signal came, and nobody has ended
-  left=()
-  for pid in "${running[@]}"; do
-    [ "$pid" -eq "$ended" ] || left+=("$pid")
-  done
-  running=("${left[@]}")
-  if [ "$code" -ne 0 ]; then
-    [ "$first_failure" -ne 0 ] || first_failure="$code"
+  ended="" code=0
+  wait -n -p ended "${running[@]}" $timer || code=$?
+  [ -n "${ended:-}" ] || continue # `wait` unsets it: a signal came, and nobody has ended
+  if [ "$ended" = "$timer" ]; then
+    timer=""
+    kill -KILL "${running[@]}" 2> /dev/null || true
+    continue
+  fi
+  mapfile -t running < <(without "$ended" "${running[@]}")
+  if [ "$code" -ne 0 ] && [ "$first_failure" -eq 0 ]; then
+    first_failure="$code"
     if [ -z "$asked" ] && [ "${#running[@]}" -gt 0 ]; then
       echo "processes.sh: a process ended with code $code; asking the other ${#running[@]} to stop" >&2
       ask_all
     fi
   fi
 done
-if [ -n "$killer" ]; then
-  kill "$killer" 2> /dev/null || true
-fi
+[ -z "$timer" ] || kill "$timer" 2> /dev/null || true
 exit "$first_failure"
