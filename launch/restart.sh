@@ -29,10 +29,7 @@ say() {
   echo "restart.sh: $*" >&2
 }
 
-if [ "$#" -eq 0 ]; then
-  say "name a verb: launch/restart.sh train --config configs/X.py --workdir DIR"
-  exit "$EXIT_USER_ERROR"
-fi
+require_verb "$@"
 
 command=("$HERE/local.sh" "$@")
 [ "$PROCESSES" -eq 1 ] || command=("$HERE/processes.sh" "$PROCESSES" "$@")

@@ -6,6 +6,7 @@
 
 EXIT_USER_ERROR=2
 EXIT_PREEMPTED=75
+EXIT_HOST_LOST=76
 
 # worth_another_start CODE
 worth_another_start() {
@@ -51,12 +52,39 @@ wait_for() {
   done
 }
 
-# show WORD…: one command as the shell would read it.
+# show WORD…: one command as a shell would read it.
 show() {
-  printf '%q' "$1"
-  shift
-  [ "$#" -eq 0 ] || printf ' %q' "$@"
-  printf '\n'
+  local word line="" plain='^[A-Za-z0-9_./:=@%+,-]+$'
+  for word in "$@"; do
+    [[ "$word" =~ $plain ]] || word="'${word//\'/\'\\\'\'}'"
+    line+=" $word"
+  done
+  printf '%s\n' "${line# }"
+}
+
+# run_or_show WORD…: runs one command, or prints it if DRY_RUN is set.
+run_or_show() {
+  if [ -n "${DRY_RUN:-}" ]; then show "$@"; else "$@"; fi
+}
+
+# require NAME…: variables of the environment that must be set, or exit 2 naming all that are not.
+require() {
+  local name missing=""
+  for name in "$@"; do
+    [ -n "${!name:-}" ] || missing="$missing $name"
+  done
+  if [ -n "$missing" ]; then
+    echo "$(basename "$0"): set$missing in the environment; the top of $0 says what they are" >&2
+    exit "$EXIT_USER_ERROR"
+  fi
+}
+
+# require_verb WORD…: at least one word, or exit 2.
+require_verb() {
+  if [ "$#" -eq 0 ]; then
+    echo "$(basename "$0"): name a verb, such as: train --config configs/X.py --workdir DIR" >&2
+    exit "$EXIT_USER_ERROR"
+  fi
 }
 
 # require_count NAME VALUE LEAST: a whole number in a variable of the environment, or exit 2.
