@@ -67,7 +67,7 @@ def curves_svg(
         for colour, (name, (x, y)) in zip(itertools.cycle(SERIES), series.items(), strict=False):
             if smooth and len(y) > 20:
                 axes.plot(x, y, color=colour, alpha=0.22, linewidth=1)
-                y = _running_average(np.asarray(y, float), span=max(len(y) // 50, 4))
+                y = running_average(np.asarray(y, float), span=max(len(y) // 50, 4))
             marker = "o" if len(x) <= 20 else None
             axes.plot(x, y, color=colour, label=name, linewidth=1.8, marker=marker, markersize=3)
         axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log_y else "linear")
@@ -79,7 +79,7 @@ def curves_svg(
         return _inline_svg(figure, salt=ylabel)
 
 
-def _running_average(y: np.ndarray, span: int) -> np.ndarray:
+def running_average(y: np.ndarray, span: int) -> np.ndarray:
     """Exponential average whose start is not biased towards zero."""
     keep = 1 - 1 / span
     total = weight = 0.0
