@@ -39,7 +39,11 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, how often, and on which mesh. `batch_rows` is the global batch; the mesh never changes it."""
+    """How long, how often, and on which mesh. `batch_rows` is the global batch; the mesh never changes it.
+
+    A run whose steps stop for `hang_timeout_s` (or ten of its longest recent steps, if that is longer) ends with exit
+    code 76 and its stacks; 0 never does.
+    """
 
     task: str
     seed: int = 0
@@ -54,13 +58,14 @@ class TrainConfig:
     keep_last: int = 2
     max_nonfinite_steps: int = 20
     num_workers: int = 0
+    hang_timeout_s: float = 45.0
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     init_from: str = ""
 
     def __post_init__(self) -> None:
         at_least(self, "config.train", 1, "num_steps", "batch_rows", "microbatches", "log_every", "keep_last")
         at_least(self, "config.train", 0, "eval_every", "eval_batches", "preview_every", "checkpoint_every")
-        at_least(self, "config.train", 0, "num_workers", "max_nonfinite_steps", "seed")
+        at_least(self, "config.train", 0, "num_workers", "max_nonfinite_steps", "seed", "hang_timeout_s")
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.errors import UserError
@@ -71,7 +72,18 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"set config.train.mesh so that its sizes multiply to {len(devices)}"
         )
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    return Mesh(_in_order_of_processes(mesh.devices), AXES, axis_types=types)
+
+
+def _in_order_of_processes(devices: np.ndarray) -> np.ndarray:
+    """The same mesh with the blocks that hold one shard of rows in the order of their processes.
+
+    A torus of TPU hosts interleaves them, and the loader of a host reads one range of rows.
+    """
+    blocks = devices.reshape(math.prod(devices.shape[: len(RULES.row)]), -1)
+    order = sorted(range(len(blocks)), key=lambda i: sorted({d.process_index for d in blocks[i]}))
+    return blocks[order].reshape(devices.shape)
 
 
 def check_rows(mesh: Mesh, batch_rows: int, microbatches: int) -> None:
@@ -84,10 +96,37 @@ def check_rows(mesh: Mesh, batch_rows: int, microbatches: int) -> None:
         )
 
 
-def process_rows(batch_rows: int) -> tuple[int, int]:
-    """The half-open range of global rows that this process holds."""
-    share = batch_rows // jax.process_count()
-    return jax.process_index() * share, (jax.process_index() + 1) * share
+def process_rows(batch_rows: int, mesh: Mapping[str, int]) -> tuple[int, int]:
+    """The half-open range of global rows that this process holds on a mesh of this shape (`config.train.mesh`).
+
+    Processes that share the shards of a row, along `context` or `tensor`, hold the same rows. Raises UserError for a
+    mesh or a number of rows that does not fit, or one that would give a process rows here and there.
+    """
+    if jax.process_count() == 1:
+        return 0, batch_rows
+    shards = _row_shards(make_mesh(mesh))
+    check_rows(make_mesh(mesh), batch_rows, 1)
+    mine = sorted({i for i, process in shards if process == jax.process_index()})
+    if mine != list(range(mine[0], mine[-1] + 1)):
+        raise UserError(
+            f"config.train.mesh = {dict(mesh)} gives process {jax.process_index()} the shards {mine} of the rows, "
+            "which are not neighbours; let context x tensor divide the devices of a host, or be a multiple of them"
+        )
+    share = batch_rows // (1 + max(i for i, _ in shards))
+    return mine[0] * share, (mine[-1] + 1) * share
+
+
+def num_row_groups(mesh: Mesh) -> int:
+    """How many processes' batches make the global one; processes that hold the same rows count once."""
+    shards = _row_shards(mesh)
+    held = {i for i, process in shards if process == jax.process_index()}
+    return len({i for i, _ in shards}) // max(1, len(held))
+
+
+def _row_shards(mesh: Mesh) -> set[tuple[int, int]]:
+    """(number of a shard of the rows, a process that holds it), all there are."""
+    blocks = mesh.devices.reshape(math.prod(mesh.devices.shape[: len(RULES.row)]), -1)
+    return {(i, d.process_index) for i, block in enumerate(blocks) for d in block}
 
 
 def spec(dims: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -133,11 +172,25 @@ def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedShar
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows as global arrays on the mesh."""
-    hosts = jax.process_count()
-    shapes = {k: (v.shape[0] * hosts, *v.shape[1:]) if v.shape else () for k, v in batch.items()}
-    whole = {k: jax.ShapeDtypeStruct(shapes[k], v.dtype) for k, v in batch.items()}
+    groups = num_row_groups(mesh)
+    whole = {
+        k: jax.ShapeDtypeStruct((v.shape[0] * groups, *v.shape[1:]) if v.shape else (), v.dtype)
+        for k, v in batch.items()
+    }
     shardings = batch_shardings(whole, mesh)
-    return {k: jax.make_array_from_process_local_data(shardings[k], np.asarray(v)) for k, v in batch.items()}
+    return {
+        k: jax.make_array_from_process_local_data(shardings[k], np.asarray(v), whole[k].shape) for k, v in batch.items()
+    }
+
+
+def on_local_devices(tree: Any) -> tuple[Any, Mesh]:
+    """Parameters that several processes hold, whole on this process's own devices, and the mesh of these.
+
+    All processes must call it. One array at a time passes through the host's memory.
+    """
+    mesh = make_mesh({FSDP: jax.local_device_count()}, jax.local_devices())
+    shardings = state_shardings(tree, mesh)
+    return jax.tree.map(lambda x, s: jax.device_put(process_allgather(x, tiled=True), s), tree, shardings), mesh
 
 
 def constrain(x: jax.Array, *dims: str | None) -> jax.Array:

@@ -2,7 +2,8 @@
 
     sora-jax train --config configs/dit_quickstart.py --workdir runs/dit --config.optim.learning_rate=3e-4
 
-Exit codes: 0 finished, 2 a user's error, 75 asked to stop (SIGTERM or Ctrl-C) after saving: run it again to go on.
+Exit codes: 0 finished, 2 a user's error, 75 asked to stop (SIGTERM or Ctrl-C) after saving, 76 a host was lost or hung:
+run it again to go on. Several processes train one run (docs/hosts.md).
 """
 
 import argparse
@@ -41,10 +42,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides).to_dict()
     if args.init_from:
         config["train"]["init_from"] = args.init_from
-    from sora_jax.training.loop import train  # after the config is known to be good: importing jax takes a second
+    module_name = choose(OBJECTIVES, config["train"]["task"], "config.train.task")
+    from sora_jax.training.distributed import joined  # after the config is known to be good: jax takes a second
+    from sora_jax.training.loop import train
 
-    module = importlib.import_module(choose(OBJECTIVES, config["train"]["task"], "config.train.task"))
-    return train(module.prepare(config), args.workdir)
+    with joined():
+        return train(importlib.import_module(module_name).prepare(config), args.workdir)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

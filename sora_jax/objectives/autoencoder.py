@@ -48,7 +48,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     stream = build_config(ClipStreamConfig, {**shared, **data}, "config.data")
     for crop in stream.crops:
         model.latent_shape(*crop)
-    rows = process_rows(train.batch_rows)
+    rows = process_rows(train.batch_rows, train.mesh)
     source = ClipSource(path, stream, "train", rows)
     manifest = source.reader.manifest
     heldout = heldout_source(path, stream, rows) if manifest.counts["heldout"] else None

@@ -31,7 +31,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     train = build_config(TrainConfig, config["train"], "config.train")
     stream = stream_config(config)
-    path, rows = Path(config["data"]["path"]), process_rows(train.batch_rows)
+    path, rows = Path(config["data"]["path"]), process_rows(train.batch_rows, train.mesh)
     source = LatentSource(path, stream, "train", rows)
     manifest = source.reader.manifest
     heldout = LatentSource(path, stream, "heldout", rows) if manifest.counts["heldout"] else None

@@ -123,7 +123,9 @@ class Checkpoints:
 
     @staticmethod
     def _finish(response: Any, path: Path) -> None:
-        response.result()
+        response.result()  # on process 0 it returns after all processes have written and the rename has committed
+        if jax.process_index() != 0:
+            return
         digests = {name: _digest(path / name) for name in _files(path)}
         temporary = path / f"{DIGESTS}.tmp"
         temporary.write_text(json.dumps(digests))
@@ -267,7 +269,7 @@ def load_params(
     verify(path)
     metadata = read_metadata(path)
     part = "ema" if ema else "params"
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda x: x.update(sharding=sharding), saved_shapes(path, part))
     params = load_parts(path, {part: shapes})[part]
     return LoadedRun(params, int(path.name), dict(metadata["config"]), dict(metadata["fingerprints"]))

@@ -18,18 +18,22 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from rich.console import Console
 
 from data_pipeline.errors import UserError
 from sora_jax.config import TrainConfig
-from sora_jax.parallel import check_rows, make_mesh, put_batch, state_shardings
+from sora_jax.parallel import check_rows, make_mesh, num_row_groups, on_local_devices, put_batch, state_shardings
 from sora_jax.training import step as training_step
 from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
-from sora_jax.training.metrics import Meter, MetricsLog, Work, count_work, mean_of_sums, peak_flops, read_metrics
+from sora_jax.training.distributed import agreed, barrier, is_leader
+from sora_jax.training.feed import Feed
+from sora_jax.training.metrics import IN_FLIGHT, Meter, MetricsLog, mean_of_sums, peak_flops, read_metrics
 from sora_jax.training.progress import ProgressLine, duration
-from sora_jax.training.run_directory import open_run
+from sora_jax.training.run_directory import RUN, open_run
 from sora_jax.training.step import TrainState
-from sora_jax.training.stop import EXIT_PREEMPTED, StopSignal
+from sora_jax.training.stop import EXIT_PREEMPTED, StopAgreement, StopSignal
 from sora_jax.training.warm_start import parse_reference, warm_start
+from sora_jax.training.watchdog import Watchdog
 from sora_jax.types import Frozen, Prepared
 
 PREVIEWS = "previews"
@@ -42,90 +46,82 @@ class NotFiniteError(UserError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
-class Feed:
-    """Batches on the device, one ahead of the step that reads them, and what is known of the one taken last."""
-
-    def __init__(self, prepared: Prepared, mesh: Mesh, start: int) -> None:
-        self._batches = iter(prepared.make_batches(start, prepared.train.num_steps - start))
-        self._flops, self._mesh = prepared.task.flops, mesh
-        self.work = Work("rows", 0, 0, 0.0)
-        self.wait_s = 0.0
-        self.shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-    def take(self) -> dict[str, jax.Array]:
-        """The next step's batch on the device. Raises UserError if the data ends before the run."""
-        begun = time.perf_counter()
-        batch = next(self._batches, None)
-        self.wait_s = time.perf_counter() - begun
-        if batch is None:
-            raise UserError(
-                "the data ended before config.train.num_steps was reached; make_batches must yield them all"
-            )
-        self.shapes = tuple((name, np.shape(x)) for name, x in batch.items())
-        self.work = count_work(batch, self._flops(batch))
-        # How many clips a host could not read is its own affair: it is logged, and never part of the global batch.
-        return put_batch({name: x for name, x in batch.items() if name != "num_unreadable"}, self._mesh)
-
-    def close(self) -> None:
-        """Ends the loader's workers."""
-        getattr(self._batches, "close", lambda: None)()
-
-
 def train(prepared: Prepared, workdir: str | Path, devices: list[Any] | None = None) -> dict[str, Any]:
     """Trains what is prepared in the run directory `workdir`, from its last checkpoint if it has one.
 
-    Returns what the command line prints: status ("finished" or "preempted", the latter with its exit code), step,
-    metrics, the checkpoint's path. Raises UserError for bad input, a damaged checkpoint, a full disk, and
-    NotFiniteError when steps stop being finite.
+    Several processes train one run together: all call this within one `distributed.joined`. Returns what the command
+    line prints: status ("finished" or "preempted", the latter with its exit code), step, metrics, the checkpoint's
+    path. Raises UserError for bad input, a damaged checkpoint, a full disk, and NotFiniteError when steps stop being
+    finite.
     """
     begun, workdir = time.perf_counter(), Path(workdir)
     task, config = prepared.task, prepared.train
     mesh = make_mesh(config.mesh, devices)
     check_rows(mesh, config.batch_rows, config.microbatches)
-    has_checkpoint = bool(committed_steps(workdir / CHECKPOINTS))
-    if config.init_from and not has_checkpoint:
+    start = agreed("start", (committed_steps(workdir / CHECKPOINTS) or [0])[-1])
+    if config.init_from and not start:
         find_checkpoint(*parse_reference(config.init_from))
     shapes = training_step.abstract_state(task, config)  # a model that cannot be built fails before anything is written
     description = describe_run(prepared.config, task.fingerprints)
-    open_run(workdir, description, has_checkpoint)
-    start = (committed_steps(workdir / CHECKPOINTS) or [0])[-1]
+    open_together(workdir, description, start > 0)
     if start >= config.num_steps:
         logger.info("%s is finished at step %d; raise config.train.num_steps to go on", workdir, start)
         return summarise(workdir, config, start, start, time.perf_counter() - begun)
     with (
         jax.set_mesh(mesh),
         StopSignal() as stop,
+        Watchdog(workdir, config.hang_timeout_s) as watchdog,
         Checkpoints(workdir, config.keep_last, description) as checkpoints,
     ):
         shardings = state_shardings(shapes, mesh)
-        state, start = restore_or_init(prepared, checkpoints, workdir, shardings)
-        with MetricsLog(workdir, start) as log, ProgressLine(task.name, config.num_steps) as progress:
+        state = restore_or_init(prepared, checkpoints, workdir, shardings, start)
+        with (
+            MetricsLog(workdir, start) if is_leader() else contextlib.nullcontext() as log,
+            ProgressLine(
+                task.name, config.num_steps, None if is_leader() else Console(stderr=True, force_terminal=False)
+            ) as progress,
+        ):
             evaluate = training_step.make_evaluate(task, config, shardings)
-            run = Run(prepared, workdir, mesh, shardings, checkpoints, log, progress, stop, evaluate)
+            run = Run(prepared, workdir, mesh, shardings, checkpoints, log, progress, stop, watchdog, evaluate)
             reached = run.advance(state, start)
+            with watchdog.slow("last save"):
+                checkpoints.wait()
+                barrier("saved")
     return summarise(workdir, config, reached, start, time.perf_counter() - begun)
 
 
+def open_together(workdir: Path, description: dict[str, Any], has_checkpoint: bool) -> None:
+    """Process 0 opens the run directory for all. Raises UserError where another process does not see it."""
+    if is_leader():
+        open_run(workdir, description, has_checkpoint)
+    barrier("opened")
+    if not (workdir / RUN).exists():
+        raise UserError(
+            f"process {jax.process_index()} does not see {workdir / RUN}, which process 0 has written: --workdir must "
+            "be on a file system that all hosts share"
+        )
+
+
 def restore_or_init(
-    prepared: Prepared, checkpoints: Checkpoints, workdir: Path, shardings: TrainState
-) -> tuple[TrainState, int]:
-    """The state of the newest checkpoint, else a fresh one (with `init_from`'s parameters), and its step."""
+    prepared: Prepared, checkpoints: Checkpoints, workdir: Path, shardings: TrainState, start: int
+) -> TrainState:
+    """The state of the checkpoint of step `start`, else (0) a fresh one, with `init_from`'s parameters."""
     task, config = prepared.task, prepared.train
-    latest = checkpoints.latest
-    if latest is not None:
+    if start:
         shapes = training_step.abstract_state(task, config)
         abstract = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)
-        state, data = checkpoints.restore(latest, abstract)
-        logger.info("continuing %s from step %d", workdir, latest)
-        return state, int(data["step"])
+        state, _ = checkpoints.restore(start, abstract)
+        logger.info("continuing %s from step %d", workdir, start)
+        return state
     state = training_step.init_state(task, config, shardings)
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     logger.info("%s: %.3g M parameters on %d device(s)", task.name, num_parameters / 1e6, shardings.step.mesh.size)
     if config.init_from:
         state, report = warm_start(config.init_from, state)
         logger.info("%s", report.summary())
-        (workdir / WARM_START).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    return state, 0
+        if is_leader():
+            (workdir / WARM_START).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+    return state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +133,11 @@ class Run:
     mesh: Mesh
     shardings: TrainState
     checkpoints: Checkpoints
-    log: MetricsLog
+    log: MetricsLog | None
+    """process 0's"""
     progress: ProgressLine
     stop: StopSignal
+    watchdog: Watchdog
     evaluate: Callable[..., Any]
 
     def advance(self, state: TrainState, start: int) -> int:
@@ -148,11 +146,12 @@ class Run:
         train_step = training_step.make_train_step(task, config, self.shardings)
         replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         frozen = jax.device_put(task.frozen, replicated)
-        meter = Meter(config.log_every, config.num_steps, peak_flops(self.mesh.devices.flat), jax.process_count())
-        feed = Feed(self.prepared, self.mesh, start)
+        peak = peak_flops(self.mesh.devices.flat)
+        meter = Meter(config.log_every, config.num_steps, peak, num_row_groups(self.mesh))
+        feed, agreement = Feed(self.prepared, self.mesh, start), StopAgreement(self.stop, self.mesh, IN_FLIGHT)
         step, compiled = start, set()
         try:
-            batch = self._take_ahead(feed)
+            batch = self._take_ahead(feed, agreement)
             while batch is not None:
                 step += 1
                 known = feed.shapes in compiled
@@ -163,30 +162,32 @@ class Run:
                 ):
                     state, step_metrics = train_step(state, frozen, batch)
                     meter.add(step, step_metrics, feed.work, feed.wait_s)
+                    agreement.add()
                 compiled.add(feed.shapes)
-                ends = step == config.num_steps or self.stop.requested is not None
-                batch = None if ends else self._take_ahead(feed)  # while the device works
+                self.watchdog.step(step)
+                ends = step == config.num_steps or agreement.is_agreed
+                batch = None if ends else self._take_ahead(feed, agreement)  # while the device works
                 self._report(meter, meter.settle())
                 self.checkpoints.raise_failure()
                 if _due(step, config.eval_every, config.num_steps):
-                    with self._aside(meter):
+                    with self._aside(meter, "evaluation"):
                         self._evaluate(step, state, frozen)
                 if batch is None or _due(step, config.checkpoint_every, config.num_steps):
-                    with self._aside(meter):
+                    with self._aside(meter, "save"):
                         self._save(step, state)
                 if _due(step, config.preview_every, config.num_steps):  # after the save: a picture risks nothing
-                    with self._aside(meter):
+                    with self._aside(meter, "preview"):
                         self._preview(step, state, frozen)
         finally:
             feed.close()
         return step
 
-    def _take_ahead(self, feed: Feed) -> dict[str, jax.Array] | None:
+    def _take_ahead(self, feed: Feed, agreement: StopAgreement) -> dict[str, jax.Array] | None:
         """The next batch, or None when the signal that asks to stop has ended the loader's workers too."""
         try:
             return feed.take()
         except Exception:
-            if self.stop.requested is None:
+            if not agreement.is_agreed:
                 raise
             return None
 
@@ -194,7 +195,7 @@ class Run:
         """Logs the rows that became due, and stops the run if too many steps in a row were not finite."""
         self.progress.advance(meter.settled_step)
         for step, row in rows:
-            self.log.write(step, "train", row)
+            self._write(step, "train", row)
             self.progress.row(step, row, meter.step_seconds)
         limit, count = self.prepared.train.max_nonfinite_steps, meter.nonfinite_in_a_row
         if 0 < limit <= count:
@@ -207,17 +208,22 @@ class Run:
                 f"is {where}; start from it with --init_from and a lower learning rate, or look at these steps' data"
             )
 
+    def _write(self, step: int, kind: str, row: dict[str, float]) -> None:
+        if self.log is not None:
+            self.log.write(step, kind, row)
+
     @contextlib.contextmanager
-    def _aside(self, meter: Meter) -> Iterator[None]:
+    def _aside(self, meter: Meter, phase: str) -> Iterator[None]:
         """Something else than training: every step under way ends first, and the clock stands."""
         self._report(meter, meter.pause())
-        yield
+        with self.watchdog.slow(phase):
+            yield
         meter.start()
 
     @contextlib.contextmanager
     def _compiling(self, meter: Meter, array: tuple[str, tuple[int, ...]]) -> Iterator[None]:
         """The first step of a shape (named by its largest array), off the clock up to its end."""
-        with self._aside(meter):
+        with self._aside(meter, "compilation"):
             begun = time.perf_counter()
             yield
             self._report(meter, meter.pause())
@@ -234,16 +240,21 @@ class Run:
             logger.warning("no held-out data: nothing to evaluate at step %d", step)
             return
         row = mean_of_sums(sums)
-        self.log.write(step, "eval", row)
+        self._write(step, "eval", row)
         self.progress.say(f"step {step} held out: {'  '.join(f'{n} {v:.4g}' for n, v in row.items())}")
 
     def _preview(self, step: int, state: TrainState, frozen: Frozen) -> None:
         if self.prepared.task.preview is None:
             return
-        folder = self.workdir / PREVIEWS
-        folder.mkdir(exist_ok=True)
-        paths = self.prepared.task.preview(state.ema, frozen, folder, step)
-        self.progress.say(f"step {step} preview: {', '.join(map(str, paths))}")
+        params, mesh = (state.ema, self.mesh) if jax.process_count() == 1 else on_local_devices(state.ema)
+        if is_leader():
+            folder = self.workdir / PREVIEWS
+            folder.mkdir(exist_ok=True)
+            frozen = frozen if jax.process_count() == 1 else self.prepared.task.frozen
+            with jax.set_mesh(mesh):
+                paths = self.prepared.task.preview(params, frozen, folder, step)
+            self.progress.say(f"step {step} preview: {', '.join(map(str, paths))}")
+        barrier("preview")
 
     def _save(self, step: int, state: TrainState) -> None:
         data = {"seed": self.prepared.train.seed, "fingerprints": dict(self.prepared.task.fingerprints)}

@@ -17,7 +17,7 @@ CONFIG, RUN = "config.json", "run.json"
 
 EXTENDABLE = frozenset(
     ["num_steps", "log_every", "eval_every", "eval_batches", "preview_every", "checkpoint_every", "keep_last"]
-    + ["max_nonfinite_steps", "num_workers", "mesh", "microbatches"]
+    + ["max_nonfinite_steps", "num_workers", "hang_timeout_s", "mesh", "microbatches"]
 )
 """Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding."""
 

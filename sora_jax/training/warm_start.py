@@ -65,7 +65,7 @@ def _load_part(path: Any, part: str, own: Any) -> tuple[Any, WarmStart]:
     shapes = saved_shapes(path, part)
     source = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     fits = {name for name in model.keys() & source.keys() if model[name].shape == source[name].shape}
-    elsewhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    elsewhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(keys: tuple[Any, ...], leaf: Any) -> Any:
         name = path_of(keys)

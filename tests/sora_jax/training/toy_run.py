@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.config import OptimConfig, TrainConfig
+from sora_jax.parallel import process_rows
 from sora_jax.types import LossOutput, ParamGroup, Prepared, Task
 
 ROWS, WIDTH, LAYERS = 16, 8, 3
@@ -81,22 +82,31 @@ def prepare(
         flops=lambda batch: 6.0 * batch["x"].shape[0] * (LAYERS * WIDTH * WIDTH + 2 * WIDTH),
         fingerprints=fingerprints or {"data": "toy"},
     )
-    held_out = lambda: (batch_at(10_000 + i) for i in range(2))  # noqa: E731
+    first, end = process_rows(ROWS, settings.get("mesh", {}))
+    held_out = lambda: ({k: x[first:end] for k, x in batch_at(10_000 + i).items()} for i in range(2))  # noqa: E731
     return Prepared(task, TrainConfig(**settings), batches, held_out, {"train": settings, "optim": optim_settings})
 
 
 def main() -> int:
+    from sora_jax.training.distributed import joined
     from sora_jax.training.loop import train
 
+    changed = json.loads(os.environ.get("TOY_TRAIN", "{}"))
     delay_s = float(os.environ.get("TOY_STEP_SECONDS", "0"))
 
     def slow_batches(start: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
+        first, end = process_rows(ROWS, changed.get("mesh", {}))
         for batch in make_batches(start, num_steps):
             time.sleep(delay_s)
-            yield batch
+            yield {name: x[first:end] for name, x in batch.items()}
 
-    prepared = prepare(num_steps=int(sys.argv[2]), checkpoint_every=5, batches=slow_batches)
-    result = train(prepared, Path(sys.argv[1]))
+    with joined():
+        settings = {
+            "num_steps": int(sys.argv[2]),
+            "checkpoint_every": 5,
+            **json.loads(os.environ.get("TOY_TRAIN", "{}")),
+        }
+        result = train(prepare(batches=slow_batches, **settings), Path(sys.argv[1]))
     print(json.dumps(result))
     return int(result.get("exit_code", 0))
 

@@ -1,0 +1,198 @@
+"""Many processes as one run: how they find each other, agree, and end together. With one process, nothing happens.
+
+Where a process finds its place (`find_place`): SORA_COORDINATOR, SORA_NUM_PROCESSES and SORA_PROCESS_ID, or Slurm's
+variables for what these leave open; on TPU VMs and GKE, where the platform knows, JAX's own detection. docs/hosts.md
+says what each host does when another is lost.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from data_pipeline.errors import UserError
+from sora_jax.training.peers import CLIENT_HEARTBEAT_S, EXIT_HOST_LOST, Peers, client
+from sora_jax.training.rendezvous import Place, meet
+
+START_TIMEOUT_S = 120.0
+CLOCK_WARNING_S, CLOCK_ERROR_S = 1.0, 60.0
+AGREEMENT_TIMEOUT_S = 1800
+"""How long one process may be ahead of another at a point where all agree: the watchdog ends a hung one long before."""
+
+logger = logging.getLogger(__name__)
+_numbers = itertools.count()
+
+
+def find_place(environment: Mapping[str, str]) -> Place | None:
+    """This process's place by SORA_… and Slurm's variables; None if they describe a single process.
+
+    Raises UserError for variables that contradict each other or name only a part.
+    """
+    num_processes = _number(environment, "SORA_NUM_PROCESSES", "SLURM_NTASKS")
+    process_id = _number(environment, "SORA_PROCESS_ID", "SLURM_PROCID")
+    coordinator = environment.get("SORA_COORDINATOR")
+    in_slurm_step = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_JOB_ID"} <= environment.keys()
+    if coordinator is None and not in_slurm_step:
+        if "SORA_PROCESS_ID" in environment or ("SORA_NUM_PROCESSES" in environment and num_processes != 1):
+            raise UserError("SORA_COORDINATOR is not set; give host:port of process 0 to every process")
+        return None
+    if num_processes is None or (num_processes > 1 and process_id is None):
+        raise UserError("SORA_COORDINATOR is set, but SORA_NUM_PROCESSES and SORA_PROCESS_ID do not both follow it")
+    if num_processes == 1:
+        return None
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"SORA_PROCESS_ID is {process_id}, but must be from 0 to {num_processes - 1}: SORA_NUM_PROCESSES is "
+            f"{num_processes}"
+        )
+    return Place(coordinator or _slurm_coordinator(environment), num_processes, process_id)
+
+
+def _number(environment: Mapping[str, str], *names: str) -> int | None:
+    """The first of these variables that is set, as a number. Raises UserError if it is none."""
+    name = next((n for n in names if environment.get(n)), None)
+    if name is None:
+        return None
+    if not environment[name].isdigit():
+        raise UserError(f"{name} is '{environment[name]}', but must be a whole number")
+    return int(environment[name])
+
+
+def _slurm_coordinator(environment: Mapping[str, str]) -> str:
+    """The step's first node, and a port that follows from the job's id."""
+    first = environment["SLURM_STEP_NODELIST"].split(",")[0]
+    prefix, bracket, numbers = first.partition("[")
+    host = prefix + numbers.rstrip("]").split("-")[0] if bracket else prefix
+    return f"{host}:{20000 + int(environment['SLURM_JOB_ID']) % 12000}"
+
+
+def local_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """The accelerators of this process where Slurm starts several on a node, one for each; None means all."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    if "SORA_PROCESS_ID" in environment or "SLURM_LOCALID" not in environment or tasks.split("(")[0] == "1":
+        return None
+    if environment.get("CUDA_VISIBLE_DEVICES", "").count(",") == 0:  # Slurm has bound one to each task already
+        return None
+    return [int(environment["SLURM_LOCALID"])]
+
+
+def is_platform_known(environment: Mapping[str, str]) -> bool:
+    """Whether JAX can find several hosts by itself: a GKE or multislice TPU's variables say so."""
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
+    on_tpu = "tpu" in environment.get("JAX_PLATFORMS", "tpu")
+    return on_tpu and ("," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1)
+
+
+@contextlib.contextmanager
+def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Joins the other processes of the run, if there are any, before the first use of a device.
+
+    While it is entered a lost process ends all of them with exit code 76, and one that fails ends all of them with its
+    reason. Raises UserError when they do not all come together, or their clocks are apart.
+    """
+    place = find_place(environment)
+    if place is None and not is_platform_known(environment):
+        yield
+        return
+    _start(place, environment)
+    _quieten()
+    peers = Peers()
+    try:
+        with peers:
+            _compare_clocks()
+            yield
+            barrier("end")
+    except BaseException as error:
+        peers.fail(*_verdict(error))
+
+
+def _start(place: Place | None, environment: Mapping[str, str]) -> None:
+    timeout_s = float(environment.get("SORA_START_TIMEOUT_S") or START_TIMEOUT_S)
+    # Its handler of SIGTERM would take the place of ours; the loop agrees on the step at which to stop by itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    limits: dict[str, int] = {
+        "initialization_timeout": max(1, round(timeout_s)),
+        "heartbeat_timeout_seconds": CLIENT_HEARTBEAT_S,
+    }
+    if place is None:
+        jax.distributed.initialize(**limits)
+        return
+    meet(place, timeout_s)
+    jax.distributed.initialize(
+        *place, local_device_ids=local_devices(environment), cluster_detection_method="deactivate", **limits
+    )
+
+
+def _quieten() -> None:
+    """Process 0 speaks for all: the others say warnings and errors only, with their host's name in front."""
+    if jax.process_index() == 0:
+        return
+    for package in ("sora_jax", "data_pipeline"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    prefix = f"[{jax.process_index()} {socket.gethostname()}] "
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(f"{prefix}%(levelname).1s %(name)s: %(message)s"))
+
+
+def is_leader() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, timeout_s: float = AGREEMENT_TIMEOUT_S) -> None:
+    """Waits until every process is here; each must call it equally often. Touches no device."""
+    if jax.process_count() > 1:
+        client().wait_at_barrier(f"sora/{next(_numbers)}/{name}", round(timeout_s * 1000))
+
+
+def agreed(name: str, value: Any) -> Any:
+    """Process 0's `value` (anything that JSON can hold), in every process; each must call it equally often."""
+    if jax.process_count() == 1:
+        return value
+    key = f"sora/{next(_numbers)}/{name}"
+    if is_leader():
+        client().key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(client().blocking_key_value_get(key, AGREEMENT_TIMEOUT_S * 1000))
+
+
+def _compare_clocks() -> None:
+    """Warns of clocks more than a second apart. Raises UserError beyond a minute: the logs and ledgers would lie."""
+    barrier("clocks")  # all leave it at the same moment, but for a message's way
+    key = f"sora/{next(_numbers)}/clock"
+    client().key_value_set(f"{key}/{jax.process_index()}", json.dumps([socket.gethostname(), time.time()]))
+    barrier("clocks_are_known")
+    told = {int(name.rsplit("/", 1)[1]): json.loads(value) for name, value in client().key_value_dir_get(key)}
+    first, last = (pick(told, key=lambda i: told[i][1]) for pick in (min, max))
+    apart = told[last][1] - told[first][1]
+    text = (
+        f"the clocks of process {first} on {told[first][0]} and process {last} on {told[last][0]} are {apart:.1f} s "
+        "apart; set them by NTP"
+    )
+    if apart > CLOCK_ERROR_S:
+        raise UserError(text)
+    if apart > CLOCK_WARNING_S and is_leader():
+        logger.warning("%s", text)
+
+
+def _verdict(error: BaseException) -> tuple[int, str, bool]:
+    """(exit code, the reason on one line, whether a lost process may be the cause) of what ends this process."""
+    if isinstance(error, UserError):
+        return 2, f"error: {error}", False
+    if isinstance(error, OSError):
+        return 3, f"error: {error}", False
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted", False
+    if isinstance(error, SystemExit):
+        return EXIT_HOST_LOST if not isinstance(error.code, int) else error.code, f"exit {error.code}", False
+    traceback.print_exception(error, file=sys.stderr)
+    return 1, f"{type(error).__name__}: {error}", isinstance(error, jax.errors.JaxRuntimeError)
