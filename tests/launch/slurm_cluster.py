@@ -76,10 +76,15 @@ class SlurmCluster:
 
     def requeue(self, job: int | str) -> None:
         """Preempts a running job as an administrator would, and lets it start again without Slurm's pause."""
+        restarts = int(self.job(job)["Restarts"])
         self.run("scontrol", "requeue", job)
-        self.start_now(job)
+        self.start_now(job, restarts + 1)
 
-    def start_now(self, job: int | str) -> None:
-        """Waits until a job is back in the queue, and skips the two minutes for which Slurm holds it there."""
-        self.wait(job, "PENDING")
+    def start_now(self, job: int | str, restarts: int = 1, timeout_s: float = 120) -> None:
+        """Waits until a job is back in the queue for its restart of that number, and skips the two minutes for which
+        Slurm holds it there."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.job(job))["JobState"] != "PENDING" or int(found["Restarts"]) < restarts:
+            assert time.monotonic() < deadline, f"job {job} is not back in the queue after {timeout_s} s, but {found}"
+            time.sleep(POLL_S)
         self.run("scontrol", "update", f"jobid={job}", "starttime=now")

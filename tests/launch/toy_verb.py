@@ -49,16 +49,21 @@ def fail_once(workdir: Path, code: int) -> None:
 
 def main() -> int:
     args, toy = parse(sys.argv[1:]), load_toy()
+    from sora_jax.parallel import process_rows
+    from sora_jax.training.distributed import joined
     from sora_jax.training.loop import train
 
     def batches(start: int, num_steps: int) -> Iterator[dict[str, Any]]:
+        first, end = process_rows(toy.ROWS, {})
         for step in range(start, start + num_steps):
             time.sleep(args.step_seconds)
             if step == args.at:
                 fail_once(args.workdir, args.fail)
-            yield toy.batch_at(step)
+            yield {name: x[first:end] for name, x in toy.batch_at(step).items()}
 
-    result = train(toy.prepare(num_steps=args.steps, checkpoint_every=CHECKPOINT_EVERY, batches=batches), args.workdir)
+    with joined():
+        prepared = toy.prepare(num_steps=args.steps, checkpoint_every=CHECKPOINT_EVERY, log_every=1, batches=batches)
+        result = train(prepared, args.workdir)
     print(json.dumps(result), flush=True)
     return int(result.get("exit_code", 0))
 
