@@ -26,13 +26,13 @@ value_of() {
   done
 }
 
-# newest_checkpoint RUN: the newest committed step in RUN/checkpoints, -1 if there is none. Of a bucket (gs://…), where
-# nothing can be listed without its tools, it is always -1.
+# newest_checkpoint RUN: the newest committed step in RUN/checkpoints (a folder whose name is a plain number), -1 if there
+# is none. Of a bucket (gs://…), where nothing can be listed without its tools, it is always -1.
 newest_checkpoint() {
-  local newest=-1 step marker
-  for marker in "$1"/checkpoints/*/commit_success.txt; do
-    step="$(basename "$(dirname "$marker")")"
-    if [[ -e "$marker" && "$step" =~ ^[0-9]+$ && "$step" -gt "$newest" ]]; then
+  local newest=-1 step folder
+  for folder in "$1"/checkpoints/*/; do
+    step="$(basename "$folder")"
+    if [[ -d "$folder" && "$step" =~ ^[0-9]+$ && "$step" -gt "$newest" ]]; then
       newest="$step"
     fi
   done
