@@ -34,6 +34,7 @@ VERBS = {
     "encode": "clip shards to latent shards, with a trained autoencoder",
     "sample": "text to video or image files, from a trained run",
     "evaluate": "measure samples by exact probes, or an autoencoder's reconstructions",
+    "goodput": "where the wall time of a run went, over all its starts",
     "report": "one self-contained HTML page of a run",
     "bench": "measure the loop, the loader and the model",
 }

@@ -44,10 +44,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config["train"]["init_from"] = args.init_from
     module_name = choose(OBJECTIVES, config["train"]["task"], "config.train.task")
     from sora_jax.training.distributed import joined  # after the config is known to be good: jax takes a second
+    from sora_jax.training.ledger import process_started
     from sora_jax.training.loop import train
 
     with joined():
-        return train(importlib.import_module(module_name).prepare(config), args.workdir)
+        prepared = importlib.import_module(module_name).prepare(config)
+        return train(prepared, args.workdir, started=process_started())
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -27,6 +27,7 @@ from sora_jax.training import step as training_step
 from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
 from sora_jax.training.distributed import agreed, barrier, is_leader
 from sora_jax.training.feed import Feed
+from sora_jax.training.ledger import END, FINISHED, Ledger
 from sora_jax.training.metrics import IN_FLIGHT, Meter, MetricsLog, mean_of_sums, peak_flops, read_metrics
 from sora_jax.training.progress import ProgressLine, duration
 from sora_jax.training.run_directory import RUN, open_run
@@ -46,15 +47,18 @@ class NotFiniteError(UserError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
-def train(prepared: Prepared, workdir: str | Path, devices: list[Any] | None = None) -> dict[str, Any]:
+def train(
+    prepared: Prepared, workdir: str | Path, devices: list[Any] | None = None, started: float | None = None
+) -> dict[str, Any]:
     """Trains what is prepared in the run directory `workdir`, from its last checkpoint if it has one.
 
-    Several processes train one run together: all call this within one `distributed.joined`. Returns what the command
+    `started` is the Unix time that the ledger counts this start from (default: now). Several processes train one run
+    together: all call this within one `distributed.joined`. Returns what the command
     line prints: status ("finished" or "preempted", the latter with its exit code), step, metrics, the checkpoint's
     path. Raises UserError for bad input, a damaged checkpoint, a full disk, and NotFiniteError when steps stop being
     finite.
     """
-    begun, workdir = time.perf_counter(), Path(workdir)
+    begun, workdir, started = time.perf_counter(), Path(workdir), started or time.time()
     task, config = prepared.task, prepared.train
     mesh = make_mesh(config.mesh, devices)
     check_rows(mesh, config.batch_rows, config.microbatches)
@@ -69,11 +73,13 @@ def train(prepared: Prepared, workdir: str | Path, devices: list[Any] | None = N
         return summarise(workdir, config, start, start, time.perf_counter() - begun)
     with (
         jax.set_mesh(mesh),
+        Ledger(workdir if is_leader() else None, started) as ledger,
         StopSignal() as stop,
         Watchdog(workdir, config.hang_timeout_s) as watchdog,
         Checkpoints(workdir, config.keep_last, description) as checkpoints,
     ):
         shardings = state_shardings(shapes, mesh)
+        ledger.restore(start)
         state = restore_or_init(prepared, checkpoints, workdir, shardings, start)
         with (
             MetricsLog(workdir, start) if is_leader() else contextlib.nullcontext() as log,
@@ -82,11 +88,12 @@ def train(prepared: Prepared, workdir: str | Path, devices: list[Any] | None = N
             ) as progress,
         ):
             evaluate = training_step.make_evaluate(task, config, shardings)
-            run = Run(prepared, workdir, mesh, shardings, checkpoints, log, progress, stop, watchdog, evaluate)
+            run = Run(prepared, workdir, mesh, shardings, checkpoints, log, ledger, progress, stop, watchdog, evaluate)
             reached = run.advance(state, start)
-            with watchdog.slow("last save"):
+            with watchdog.slow("last save"), ledger.during("save"):
                 checkpoints.wait()
                 barrier("saved")
+        ledger.enter(END, status=FINISHED if reached >= config.num_steps else "preempted")
     return summarise(workdir, config, reached, start, time.perf_counter() - begun)
 
 
@@ -135,6 +142,7 @@ class Run:
     checkpoints: Checkpoints
     log: MetricsLog | None
     """process 0's"""
+    ledger: Ledger
     progress: ProgressLine
     stop: StopSignal
     watchdog: Watchdog
@@ -150,8 +158,9 @@ class Run:
         meter = Meter(config.log_every, config.num_steps, peak, num_row_groups(self.mesh))
         feed, agreement = Feed(self.prepared, self.mesh, start), StopAgreement(self.stop, self.mesh, IN_FLIGHT)
         step, compiled = start, set()
+        self.ledger.train_from(start)
         try:
-            batch = self._take_ahead(feed, agreement)
+            batch = self._take_ahead(feed, agreement, meter)
             while batch is not None:
                 step += 1
                 known = feed.shapes in compiled
@@ -161,12 +170,12 @@ class Run:
                     else self._compiling(meter, max(feed.shapes, key=lambda s: np.prod(s[1])))
                 ):
                     state, step_metrics = train_step(state, frozen, batch)
-                    meter.add(step, step_metrics, feed.work, feed.wait_s)
+                    meter.add(step, step_metrics, feed.work)
                     agreement.add()
                 compiled.add(feed.shapes)
                 self.watchdog.step(step)
                 ends = step == config.num_steps or agreement.is_agreed
-                batch = None if ends else self._take_ahead(feed, agreement)  # while the device works
+                batch = None if ends else self._take_ahead(feed, agreement, meter)  # while the device works
                 self._report(meter, meter.settle())
                 self.checkpoints.raise_failure()
                 if _due(step, config.eval_every, config.num_steps):
@@ -180,12 +189,16 @@ class Run:
                         self._preview(step, state, frozen)
         finally:
             feed.close()
+            meter.close()
+        self.ledger.enter("stop")
         return step
 
-    def _take_ahead(self, feed: Feed, agreement: StopAgreement) -> dict[str, jax.Array] | None:
+    def _take_ahead(self, feed: Feed, agreement: StopAgreement, meter: Meter) -> dict[str, jax.Array] | None:
         """The next batch, or None when the signal that asks to stop has ended the loader's workers too."""
         try:
-            return feed.take()
+            batch = feed.take()
+            meter.waited(feed.wait_s)
+            return batch
         except Exception:
             if not agreement.is_agreed:
                 raise
@@ -194,6 +207,7 @@ class Run:
     def _report(self, meter: Meter, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Logs the rows that became due, and stops the run if too many steps in a row were not finite."""
         self.progress.advance(meter.settled_step)
+        self.ledger.beat(meter.settled_step, meter.waited_s)
         for step, row in rows:
             self._write(step, "train", row)
             self.progress.row(step, row, meter.step_seconds)
@@ -216,7 +230,7 @@ class Run:
     def _aside(self, meter: Meter, phase: str) -> Iterator[None]:
         """Something else than training: every step under way ends first, and the clock stands."""
         self._report(meter, meter.pause())
-        with self.watchdog.slow(phase):
+        with self.watchdog.slow(phase), self.ledger.during(phase):
             yield
         meter.start()
 
@@ -279,7 +293,9 @@ def summarise(workdir: Path, config: TrainConfig, reached: int, start: int, seco
         "num_steps": config.num_steps,
         "resumed_from": start,
         "loss": last["train"].get("loss"),
-        "metrics": {n: v for n, v in last["train"].items() if n not in ("kind", "step", "loss")},
+        "loss_step": last["train"].get("step"),
+        "unreadable_clips": sum(row.get("unreadable_clips") or 0.0 for row in rows),
+        "metrics": {n: v for n, v in last["train"].items() if n not in ("kind", "step", "loss", "unreadable_clips")},
         "eval": {n: v for n, v in last["eval"].items() if n != "kind"},
         "checkpoint": str(workdir / CHECKPOINTS / str(steps[-1])) if steps else None,
         "seconds": round(seconds, 2),

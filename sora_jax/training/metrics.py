@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,67 +67,99 @@ def peak_flops(devices: Iterable[Any]) -> float:
     return peak
 
 
+class _InFlight(NamedTuple):
+    """A step that was dispatched and not read yet."""
+
+    step: int
+    metrics: StepMetrics
+    work: Work
+    on_the_clock: bool
+    """whether it counts for the rates"""
+    waited_s: float
+    """how long the devices had nothing to do until its batch came"""
+    ended: Future[float]
+    """when its result was there, by `time.perf_counter`"""
+
+
 class Meter:
     """Reads each step's metrics a little late and turns windows of `log_every` steps into rows.
 
-    The clock runs between `start` and `pause`; only steps dispatched meanwhile count for the rates.
+    A thread notes when each step ends on the device, whenever it is read. The clock runs between `start` and `pause`;
+    only steps dispatched meanwhile count for the rates.
     """
 
     def __init__(self, log_every: int, num_steps: int, peak: float, num_hosts: int = 1) -> None:
         self._log_every, self._num_steps, self._peak, self._num_hosts = log_every, num_steps, peak, num_hosts
-        self._in_flight: collections.deque[tuple[int, StepMetrics, Work | None, float]] = collections.deque()
+        self._in_flight: collections.deque[_InFlight] = collections.deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="meter")
+        self._last: Future[float] | None = None
         self._values: list[np.ndarray] = []
         self._work: list[Work] = []
-        self._wait_s = self._seconds = 0.0
-        self._unreadable = 0
-        self._started: float | None = None
+        self._seconds, self._row_waited_s, self._unreadable = 0.0, 0.0, 0
+        self._next_waited_s = 0.0
+        self._is_running = False
+        self._counted_to = self._carried_s = 0.0
         self.settled_step = 0
         self.nonfinite_in_a_row = 0
         self.step_seconds = math.nan
+        self.waited_s = 0.0
+        """how long, in all, the devices had nothing to do until a batch came"""
 
     def start(self) -> None:
         """Starts the clock of the rates."""
-        self._started = time.perf_counter()
+        self._is_running = True
+        self._counted_to = time.perf_counter() - self._carried_s
 
     def pause(self) -> list[tuple[int, dict[str, float]]]:
         """Waits for every step under way and stops the clock. Returns the rows that became due."""
         rows = self.settle(keep=0)
-        self._lap()
-        self._started = None
+        if self._is_running:
+            self._carried_s = time.perf_counter() - self._counted_to  # since the last step: the next one's
+        self._is_running = False
         return rows
 
-    def add(self, step: int, metrics: StepMetrics, work: Work, wait_s: float) -> None:
-        """A step just dispatched; `wait_s` is how long the host waited for its data."""
+    def close(self) -> None:
+        """Ends the thread, without waiting for the steps that are still under way."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def waited(self, wait_s: float) -> None:
+        """The host just got a batch after `wait_s`; the devices waited with it since the last step ended."""
+        if self._last is not None and not self._last.done():
+            return
+        since = self._last.result() if self._last is not None else -math.inf
+        self._next_waited_s = min(wait_s, max(0.0, time.perf_counter() - since))
+        self.waited_s += self._next_waited_s
+
+    def add(self, step: int, metrics: StepMetrics, work: Work) -> None:
+        """A step just dispatched."""
         metrics.values.copy_to_host_async()
-        self._unreadable += work.unreadable
-        self._in_flight.append((step, metrics, work if self._started is not None else None, wait_s))
+        self._last = self._thread.submit(_ended, metrics.values)
+        self._in_flight.append(_InFlight(step, metrics, work, self._is_running, self._next_waited_s, self._last))
+        self._next_waited_s = 0.0
 
     def settle(self, keep: int = IN_FLIGHT) -> list[tuple[int, dict[str, float]]]:
         """Waits until at most `keep` steps are under way. Returns (step, row) of the windows that they end."""
         rows = []
         while len(self._in_flight) > keep:
-            step, metrics, work, wait_s = self._in_flight.popleft()
+            step, metrics, work, on_the_clock, waited_s, ended = self._in_flight.popleft()
             values = np.asarray(metrics.values)
             self._values.append(values)
             self.settled_step = step
             self.nonfinite_in_a_row = int(values[COUNTERS.index("nonfinite_in_a_row"), 0])
-            if work is not None:
+            self._unreadable += work.unreadable
+            if on_the_clock:
                 self._work.append(work)
-                self._wait_s += wait_s
+                self._seconds += ended.result() - self._counted_to
+                self._counted_to = ended.result()
+                self._row_waited_s += waited_s
             if step % self._log_every == 0 or step == self._num_steps:
                 rows.append((step, self._take_row(metrics.names)))
         return rows
 
     def _take_row(self, names: tuple[str, ...]) -> dict[str, float]:
-        self._lap()
         row = {**_means(np.stack(self._values), names), "unreadable_clips": float(self._unreadable), **self._rates()}
-        self._values, self._work, self._wait_s, self._seconds, self._unreadable = [], [], 0.0, 0.0, 0
+        self._values, self._work, self._unreadable, self._seconds, self._row_waited_s = [], [], 0, 0.0, 0.0
         return row
-
-    def _lap(self) -> None:
-        if self._started is not None:
-            now = time.perf_counter()
-            self._seconds, self._started = self._seconds + now - self._started, now
 
     def _rates(self) -> dict[str, float]:
         if not self._work or self._seconds <= 0:
@@ -137,9 +170,14 @@ class Meter:
             f"{self._work[0].unit}_per_second": self._num_hosts * live / self._seconds,
             "step_seconds": self.step_seconds,
             "padding": 1 - live / max(capacity, 1),
-            "data_wait": self._wait_s / self._seconds,
+            "data_wait": min(1.0, self._row_waited_s / self._seconds),
             "mfu": self._num_hosts * sum(w.flops for w in self._work) / self._seconds / self._peak,
         }
+
+
+def _ended(values: jax.Array) -> float:
+    jax.block_until_ready(values)
+    return time.perf_counter()
 
 
 def _means(values: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:

@@ -3,7 +3,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -87,14 +86,6 @@ def test_resume_on_another_mesh_continues_the_same_run(toy, one_device, tmp_path
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def launch(run_dir: Path, num_steps: int, step_seconds: float = 0.0) -> subprocess.Popen:
-    root = Path(__file__).resolve().parents[3]
-    environment = {**os.environ, "PYTHONPATH": str(root), "TOY_STEP_SECONDS": str(step_seconds), "XLA_FLAGS": ""}
-    script = Path(__file__).with_name("toy_run.py")
-    command = [sys.executable, str(script), str(run_dir), str(num_steps)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen, after: int = 0) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
@@ -106,16 +97,16 @@ def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen, after: int = 0
 
 def test_killed_at_random_moments_the_run_ends_bitwise_the_same(toy, tmp_path):
     num_steps, moments = 60, random.Random(0)
-    whole = launch(tmp_path / "whole", num_steps)
+    whole = toy.launch(tmp_path / "whole", num_steps)
     latest = 0
     for _ in range(5):
-        process = launch(tmp_path / "killed", num_steps, step_seconds=0.02)
+        process = toy.launch(tmp_path / "killed", num_steps, step_seconds=0.02)
         wait_for_checkpoint(tmp_path / "killed", process, after=latest)
         time.sleep(moments.uniform(0, 0.2))  # in a step, in a save, between the two
         process.kill()
         process.communicate()
         latest = committed_steps(tmp_path / "killed" / "checkpoints")[-1]
-    last = launch(tmp_path / "killed", num_steps)
+    last = toy.launch(tmp_path / "killed", num_steps)
     for process in (whole, last):
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -130,7 +121,7 @@ def test_killed_at_random_moments_the_run_ends_bitwise_the_same(toy, tmp_path):
 
 
 def test_sigterm_saves_and_exits_with_its_own_code(toy, tmp_path):
-    process = launch(tmp_path / "run", 1000, step_seconds=0.02)
+    process = toy.launch(tmp_path / "run", 1000, step_seconds=0.02)
     wait_for_checkpoint(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # a forwarding shell sends it twice

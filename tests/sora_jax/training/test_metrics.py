@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ def test_a_window_is_a_weighted_mean_and_leaves_skipped_steps_out():
         ],
         1,
     ):
-        meter.add(step, metrics, Work("tokens", 80, 100, 1e6), 0.0)
+        meter.add(step, metrics, Work("tokens", 80, 100, 1e6))
         rows += meter.settle(keep=0)
     assert [step for step, _ in rows] == [3]
     np.testing.assert_allclose(rows[0][1]["loss"], 2.5)
@@ -39,7 +40,7 @@ def test_rows_wait_for_the_steps_in_flight_and_no_longer():
     meter.start()
     rows = []
     for step in range(1, 6):
-        meter.add(step, step_metrics(float(step)), Work("tokens", 80, 100, 1e6), 0.0)
+        meter.add(step, step_metrics(float(step)), Work("tokens", 80, 100, 1e6))
         rows += [(step, *row) for row in meter.settle(keep=2)]
     assert [(now, step) for now, step, _ in rows] == [(4, 2)]
     last = meter.pause()
@@ -51,7 +52,7 @@ def test_rows_wait_for_the_steps_in_flight_and_no_longer():
 
 def test_only_skipped_steps_make_a_row_without_a_loss():
     meter = Meter(log_every=1, num_steps=5, peak=1e9)
-    meter.add(1, step_metrics(math.nan, skipped=True, in_a_row=1), Work("rows", 1, 1, 1.0), 0.0)
+    meter.add(1, step_metrics(math.nan, skipped=True, in_a_row=1), Work("rows", 1, 1, 1.0))
     ((_, row),) = meter.settle(keep=0)
     assert math.isnan(row["loss"]) and meter.nonfinite_in_a_row == 1
 
@@ -90,3 +91,22 @@ def test_the_progress_line_reads_well():
         "loss 0.1235  45.6k tokens/s  padding 0.8%  MFU 41.2%  waiting for data 20%  3 steps skipped  1:02:05 left"
     )
     assert duration(65.4) == "1:05"
+
+
+def test_steps_are_dated_when_they_end_not_when_they_are_read():
+    meter = Meter(log_every=1, num_steps=9, peak=1e9)
+    meter.start()
+    for step in range(1, 4):  # the data is slow: each step has ended long before it is read
+        time.sleep(0.1)
+        meter.waited(0.1)
+        meter.add(step, step_metrics(1.0), Work("rows", 1, 1, 1.0, unreadable=step))
+    rows = [row for _, row in meter.pause()]
+    time.sleep(0.2)  # a pause is no step's
+    meter.start()
+    meter.add(4, step_metrics(1.0), Work("rows", 1, 1, 1.0))
+    rows += [row for _, row in meter.settle(keep=0)]
+    meter.close()
+    assert all(row["step_seconds"] > 0.01 for row in rows[:3]), "all three were read in an instant"
+    assert sum(row["step_seconds"] for row in rows[:3]) >= 0.29
+    assert [row["unreadable_clips"] for row in rows] == [1, 2, 3, 0]
+    assert 0 < meter.waited_s <= 0.301 and sum(row["data_wait"] for row in rows) > 0

@@ -6,6 +6,7 @@ the step's key and the global row, as the real objectives draw theirs.
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -87,8 +88,17 @@ def prepare(
     return Prepared(task, TrainConfig(**settings), batches, held_out, {"train": settings, "optim": optim_settings})
 
 
+def launch(run_dir: Path, num_steps: int, step_seconds: float = 0.0, **train: Any) -> subprocess.Popen:
+    """This script in a process of its own, on one device; `train` are fields of `config.train`."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "XLA_FLAGS": ""}
+    environment |= {"TOY_STEP_SECONDS": str(step_seconds), "TOY_TRAIN": json.dumps(train)}
+    command = [sys.executable, __file__, str(run_dir), str(num_steps)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def main() -> int:
     from sora_jax.training.distributed import joined
+    from sora_jax.training.ledger import process_started
     from sora_jax.training.loop import train
 
     changed = json.loads(os.environ.get("TOY_TRAIN", "{}"))
@@ -106,7 +116,7 @@ def main() -> int:
             "checkpoint_every": 5,
             **json.loads(os.environ.get("TOY_TRAIN", "{}")),
         }
-        result = train(prepare(batches=slow_batches, **settings), Path(sys.argv[1]))
+        result = train(prepare(batches=slow_batches, **settings), Path(sys.argv[1]), started=process_started())
     print(json.dumps(result))
     return int(result.get("exit_code", 0))
 
