@@ -68,12 +68,14 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class Window:
-    """Pixels of one window and the clip that it comes from."""
+    """Pixels of one window and the clip that it comes from; `frames_cut` of the clip's frames behind it, which make
+    no whole latent, are in no window."""
 
     record: ClipRecord
     frames: UInt8[np.ndarray, "T Y X 3"]
     fps: float
     start_s: float
+    frames_cut: int = 0
 
 
 def cut_windows(record: ClipRecord, cfg: WindowConfig, temporal: int, spatial: int) -> list[Window]:
@@ -88,6 +90,8 @@ def cut_windows(record: ClipRecord, cfg: WindowConfig, temporal: int, spatial: i
             break  # what is left of a long clip is too short to show motion
         window = frames[start : start + length]
         windows.append(Window(record, window, fps, record.start_s + start / fps))
+    covered = sum(len(window.frames) for window in windows)
+    windows[-1] = dataclasses.replace(windows[-1], frames_cut=len(frames) - covered)
     return windows
 
 
@@ -173,7 +177,13 @@ def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any]:
 
 def _counts(manifest: Manifest, out: Path) -> dict[str, Any]:
     rejected = len((out / "rejected.jsonl").read_text().splitlines())
-    return {"windows": sum(manifest.counts.values()), **manifest.counts, "rejected": rejected, "out": str(out)}
+    return {
+        "windows": sum(manifest.counts.values()),
+        **manifest.counts,
+        "rejected": rejected,
+        "frames_cut": manifest.metadata.get("frames_cut", 0),
+        "out": str(out),
+    }
 
 
 def _windows(
@@ -225,12 +235,14 @@ def _encode_block(
         compression = encoding.temporal_compression, encoding.spatial_compression
         windows = _windows(reader, numbers, cfg, compression, rejected)
         fingerprint = reader.manifest.fingerprint
-        records = [
-            pack_record(_latent_record(window, latents, encoding, fingerprint))
-            for window, latents in _encode_windows(windows, encoding.encode, cfg.batch_size)
-        ]
+        encoded = _encode_windows(windows, encoding.encode, cfg.batch_size)
+        block = {
+            "records": [pack_record(_latent_record(*pair, encoding, fingerprint)) for pair in encoded],
+            "rejected": rejected,
+            "frames_cut": sum(window.frames_cut for window, _ in encoded),
+        }
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(msgpack.packb({"records": records, "rejected": rejected}))
+        temporary.write_bytes(msgpack.packb(block))
         os.replace(temporary, path)
     for _ in numbers:
         on_clip()
@@ -260,16 +272,17 @@ def _assemble(out: Path, staging: Path, data: Path, described: dict[str, Any]) -
     """Shards from the finished blocks, in their order; the manifest commits them and the blocks go."""
     tokenizer = Tokenizer.load(data / "tokenizer.model")
     writer = ShardWriter(out, "latent", tokenizer=tokenizer, metadata=described)
-    rejected, num_records = [], 0
+    rejected, num_records, frames_cut = [], 0, 0
     for block in _blocks(staging):
         rejected += block["rejected"]
+        frames_cut += block["frames_cut"]
         num_records += len(block["records"])
         for packed in block["records"]:
             writer.write(unpack_record(packed))
     if not num_records:
         raise UserError(f"no clip of {data} could be encoded: {rejected[0]['reason'] if rejected else 'it is empty'}")
     (out / "rejected.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rejected))
-    manifest = writer.finish()
+    manifest = writer.finish({"frames_cut": frames_cut})
     shutil.rmtree(out / ".encoding")
     return _counts(manifest, out)
 

@@ -3,9 +3,11 @@
 Every command is the real one; only the models and the budgets are tiny.
 """
 
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from data_pipeline.video_io import decode
 from sora_jax.commands.main import main
 from sora_jax.models.codec import load_codec
 from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes
+from sora_jax.training.trained_codec import codec_to_measure
 
 AUTOENCODER = (
     "--config.train.num_steps=6",
@@ -97,6 +100,20 @@ def test_latents_are_the_codecs_and_carry_every_caption(world):
     expected = codec.encode(frames[None])[0]
     np.testing.assert_allclose(record.latent_array().astype(np.float32), expected, rtol=1e-2, atol=1e-3)  # bfloat16
     assert [c.text for c in record.captions] == [c.text for c in clip.captions]
+
+
+def test_an_autoencoder_is_measured_as_its_newest_checkpoint_is(world, tmp_path):
+    """Its export may be older than the run."""
+    run = tmp_path / "run"
+    shutil.copytree(world / "autoencoder", run)
+    older = json.loads((run / "export/autoencoder.json").read_text())["fingerprint"]
+    codec = load_codec(run)
+    changed = jax.tree.map(lambda x: x + 1, codec.params)
+    dataclasses.replace(codec, params=changed).save(run / "export")
+    exported, measured = load_codec(run), codec_to_measure(run)
+    assert exported.fingerprint != older
+    jax.tree.map(np.testing.assert_array_equal, measured.params, codec.params)
+    jax.tree.map(np.testing.assert_array_equal, codec_to_measure(run / "export").params, changed)
 
 
 def test_chunked_coding_equals_whole_coding(world):

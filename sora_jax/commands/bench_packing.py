@@ -19,6 +19,8 @@ from rich.table import Table
 from data_pipeline.plan import DURATIONS, PackingConfig, Plan
 from data_pipeline.shards import Index, ShardReader
 
+CAPACITIES = ((8192, 2), (16384, 4), (65536, 16))
+"""The usual capacities, and how many of the largest clip are enough: a window's work grows with the samples in it."""
 COLUMNS = ("padding", "left_out", "cut_to_fit", "imbalance", "segments_per_row", "text_padding")
 
 
@@ -27,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="clip or latent shards: only the index is read")
     source.add_argument("--synthetic_lengths", type=int, metavar="N", help="N clips of log-normal durations, ten sizes")
-    parser.add_argument("--row_tokens", type=_numbers, default=[8192, 16384, 65536], help="capacities, with commas")
+    parser.add_argument(
+        "--row_tokens",
+        type=_numbers,
+        help="with commas (default: 8192,16384,65536, or 2, 4 and 16 of the largest clip where that is less)",
+    )
     parser.add_argument("--durations", nargs="+", choices=DURATIONS, default=list(DURATIONS))
     parser.add_argument("--row_text", type=int, default=0, help="text tokens of a row (0: a sixteenth of row_tokens)")
     parser.add_argument("--row_segments", type=int, default=0, help="samples of a row (0: one for 256 tokens)")
@@ -46,7 +52,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """One line of measurements for each capacity and kind of duration."""
     index = synthetic_index(args.synthetic_lengths, args.seed) if args.synthetic_lengths else _index(args)
     frame_tokens = (index.height // args.patch).astype(np.int64) * (index.width // args.patch)
-    combinations = list(itertools.product(args.row_tokens, args.durations))
+    largest = int((index.frames * frame_tokens).max())
+    capacities = args.row_tokens or [min(most, times * largest) for most, times in CAPACITIES]
+    combinations = list(itertools.product(capacities, args.durations))
     console = Console(stderr=True)
     measured = [
         _measure(index, tokens, durations, args)
@@ -56,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "clips": len(index),
         "mean_tokens": float((index.frames * frame_tokens).mean()),
-        "max_tokens": int((index.frames * frame_tokens).max()),
+        "max_tokens": largest,
         "rows": measured,
     }
 

@@ -5,19 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipeline.errors import UserError
 from data_pipeline.latents import Encoding, WindowConfig, encode_latents, estimate_statistics
 from data_pipeline.shards import ShardReader
-from sora_jax.config import build_config
-from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.models.codec import Codec, load_codec
-from sora_jax.training.checkpoint import load_params
+from sora_jax.training.trained_codec import is_run, newest_codec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,21 +50,16 @@ def find_or_export(autoencoder: Path, reader: ShardReader, windows: WindowConfig
 
     The latents' statistics come from this data set; the export keeps them for every later one.
     """
-    if not (autoencoder / "checkpoints").exists():
+    if not is_run(autoencoder):
         return load_codec(autoencoder)
-    loaded = load_params(autoencoder)
+    codec, step = newest_codec(autoencoder)
     step_file = autoencoder / "export" / "step.txt"
-    if step_file.exists() and step_file.read_text() == str(loaded.step):
+    if step_file.exists() and step_file.read_text() == str(step):
         return load_codec(autoencoder / "export")
-    if "autoencoder" not in loaded.params:
-        raise UserError(f"{autoencoder} is no autoencoder's run: it trained {', '.join(loaded.params)}")
-    config = build_config(AutoencoderConfig, loaded.config.get("model", {}), "config.model")
-    unknown = np.zeros(config.latent_channels, np.float32)
-    codec = Codec(config, jax.tree.map(jnp.asarray, loaded.params["autoencoder"]), unknown, unknown + 1)
-    compression = config.temporal_compression, config.spatial_compression
+    compression = codec.config.temporal_compression, codec.config.spatial_compression
     mean, std = estimate_statistics(reader, codec.encode, windows, compression)
-    codec = Codec(config, codec.params, np.asarray(mean, np.float32), np.asarray(std, np.float32))
+    codec = Codec(codec.config, codec.params, np.asarray(mean, np.float32), np.asarray(std, np.float32))
     shutil.rmtree(autoencoder / "export", ignore_errors=True)
     codec.save(autoencoder / "export")
-    step_file.write_text(str(loaded.step))
+    step_file.write_text(str(step))
     return codec

@@ -25,7 +25,7 @@ from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_s
 from sora_jax.evaluation.obedience import Judged, chance, judge_video, tally
 from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
 from sora_jax.evaluation.reconstruction import Reconstruction, reconstruct
-from sora_jax.models.codec import load_codec
+from sora_jax.training.trained_codec import codec_to_measure
 
 NUM_EXAMPLES = 6
 
@@ -75,7 +75,7 @@ def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
     groups = {"generated": tally(judged), "real": tally(judge_all(real, len(real), vocabulary, "real clips"))}
     result: dict[str, Any] = {"generated": str(args.generated), "num_samples": len(judged)}
     if args.autoencoder is not None:
-        pairs = reconstruct(load_codec(args.autoencoder), [frames for _, frames in real])
+        pairs = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
         decoded = [(caption, pair.decoded) for (caption, _), pair in zip(real, pairs, strict=True)]
         groups["autoencoded"] = tally(judge_all(decoded, len(decoded), vocabulary, "reconstructions"))
         result |= describe_reconstructions([caption for caption, _ in real], pairs, args.out)
@@ -94,7 +94,7 @@ def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
     if args.autoencoder is None:
         raise UserError("--metric reconstruction needs --autoencoder RUN, a trained autoencoder's run or export")
     real = _real(args)
-    pairs = reconstruct(load_codec(args.autoencoder), [frames for _, frames in real])
+    pairs = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
     return describe_reconstructions([caption for caption, _ in real], pairs, args.out)
 
 

@@ -105,18 +105,13 @@ class Generator:
         return dataclasses.replace(self, layout=layout)
 
     def pack(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Numbers of the requests of each row, first fit in order. Raises UserError for an illegal request."""
+        """Numbers of the requests of each row, first fit in order; `fitting` made each fit. Raises UserError for an
+        illegal request."""
         rows: list[list[int]] = []
         used: list[np.ndarray] = []
         limit = np.array([self.layout.row_tokens, self.layout.row_text, self.layout.row_segments])
         for number, request in enumerate(requests):
             need = np.array([self.num_tokens(request), len(self.text_ids(request)), 1])
-            if np.any(need > limit):
-                raise UserError(
-                    f"'{request.prompt[:60]}' at {request.width}x{request.height}x{request.num_frames} needs {need[0]} "
-                    f"video and {need[1]} text tokens, but the model's rows hold {limit[0]} and {limit[1]}; "
-                    "ask for less or train with longer rows"
-                )
             place = next((i for i, u in enumerate(used) if np.all(u + need <= limit)), None)
             if place is None:
                 rows.append([number])

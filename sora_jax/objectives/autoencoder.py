@@ -71,17 +71,21 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
 
 
 def heldout_source(path: str, stream: ClipStreamConfig, rows: tuple[int, int]) -> ClipSource | None:
-    """The held-out clips at the crops that some of them can fill; few clips may lack a size. None if none fits."""
+    """The held-out clips at the crops that some of them can fill (few clips may lack a size), weighed as in training.
+
+    None if no crop fits.
+    """
     fitting = []
-    for crop in stream.crops:
+    for crop, weight in zip(stream.crops, stream.weights or (1.0,) * len(stream.crops), strict=True):
         try:
             ClipSource(path, dataclasses.replace(stream, crops=(crop,), weights=()), "heldout", rows)
-            fitting.append(crop)
+            fitting.append((crop, weight))
         except UserError as error:
             logger.warning("not evaluated at %s: %s", crop, error)
     if not fitting:
         return None
-    return ClipSource(path, dataclasses.replace(stream, crops=tuple(fitting), weights=()), "heldout", rows)
+    crops, weights = zip(*fitting, strict=True)
+    return ClipSource(path, dataclasses.replace(stream, crops=crops, weights=weights), "heldout", rows)
 
 
 def make_loss(model: AutoencoderConfig, cfg: AutoencoderLossConfig):

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from data_pipeline.latents import Encoding, WindowConfig, encode_latents
+from data_pipeline.shards import ShardReader
+
+TEMPORAL, SPATIAL = 4, 8
+
+
+def encode(video):
+    """The mean pixel of each latent's place, and of the first frame it may see."""
+    frames = video[:, ::TEMPORAL]
+    b, f, y, x, _ = frames.shape
+    return frames.reshape(b, f, y // SPATIAL, SPATIAL, x // SPATIAL, SPATIAL, 3).mean((3, 5), dtype=np.float32)
+
+
+ENCODING = Encoding(encode, TEMPORAL, SPATIAL, "means", ((0.0,) * 3, (1.0,) * 3))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_frames", "windows", "cut"),
+    [
+        ([5, 9], 65, [2, 3], 0),  # 1 + 4 n: nothing is cut
+        ([7, 1, 4], 65, [2, 1, 1], 2 + 0 + 3),
+        ([21], 9, [3, 3], 21 - 18),  # what is left of a long clip, 3 frames, is too short for a window
+        ([14], 9, [3, 2], 0),
+    ],
+)
+def test_windows_are_legal_and_what_they_leave_out_is_counted(tmp_path, clips_in, lengths, max_frames, windows, cut):
+    clips = clips_in(tmp_path / "clips", [(n, 16, 24) for n in lengths])
+    config, seen = WindowConfig(max_frames=max_frames), []
+    counts = encode_latents(clips, tmp_path / "latents", ENCODING, config, lambda: seen.append(1))
+    reader = ShardReader(tmp_path / "latents", kind="latent")
+    assert [reader.read(n).shape[0] for n in range(reader.num_records())] == windows
+    assert (counts["frames_cut"], counts["windows"], counts["rejected"], len(seen)) == (
+        cut, len(windows), 0, len(lengths),
+    )  # fmt: skip
+    again = encode_latents(clips, tmp_path / "latents", ENCODING, config, lambda: seen.append(1))
+    assert again == counts and len(seen) == len(lengths)
+
+
+def test_a_clip_that_does_not_decode_is_rejected_and_counted(tmp_path, clips_in):
+    clips = clips_in(tmp_path / "clips", [(5, 16, 24), (5, 16, 24)], damaged=[1])
+    counts = encode_latents(clips, tmp_path / "latents", ENCODING, WindowConfig(), lambda: None)
+    assert (counts["windows"], counts["rejected"]) == (1, 1)
