@@ -12,9 +12,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.data = dict(
         path="runs/demo/latents",
-        row_tokens=320,
-        row_text=144,
-        row_segments=6,
+        row_tokens=160,
+        row_text=64,
+        row_segments=4,
         patch_size=(1, 2, 2),
         reference_latent_rate=3.0,
         caption_dropout=0.1,
@@ -23,14 +23,19 @@ def get_config() -> ConfigDict:
     config.model = dict(
         width=256, depth=6, num_heads=4, remat="dots", text=dict(width=192, depth=2, num_heads=4, mlp_ratio=2)
     )
-    config.flow = dict(reference_tokens=80, prediction="x_0")
+    config.flow = dict(reference_tokens=20)
     config.optim = dict(
-        optimizer="adamw", learning_rate=1.2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.05, ema_decay=0.99
+        optimizer="adamw",
+        learning_rate=1.5e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        final_fraction=0.05,
+        ema_decay=0.995,
     )
     config.train = dict(
         task="diffusion",
-        num_steps=4000,
-        batch_rows=8,
+        num_steps=4500,
+        batch_rows=16,
         log_every=20,
         eval_every=500,
         eval_batches=4,

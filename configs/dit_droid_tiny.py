@@ -15,9 +15,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.data = dict(
         path="runs/droid_tiny/latents",
-        row_tokens=320,
+        row_tokens=288,
         row_text=64,
-        row_segments=6,
+        row_segments=4,
         patch_size=(1, 2, 2),
         reference_latent_rate=2.5,
         caption_dropout=0.1,
@@ -32,13 +32,13 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=4000,
+        num_steps=1200,
         batch_rows=8,
         log_every=20,
-        eval_every=500,
+        eval_every=300,
         eval_batches=2,
-        preview_every=500,
-        checkpoint_every=100,
+        preview_every=300,
+        checkpoint_every=200,
     )
     config.preview = dict(
         prompts=("Move the white mug to the middle of the table", "Move the green cup forward"),

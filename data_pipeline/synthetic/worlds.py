@@ -65,13 +65,13 @@ def _quickstart(rng: np.random.Generator, seed: int, index: int, size: Size | No
 def _demo(rng: np.random.Generator, seed: int, index: int, size: Size | None, frames: int | None) -> Scene:
     colour, shape, direction = _combination("demo", seed, index, palette.DEMO_COLOURS, palette.DEMO_SHAPES)
     choices = (((64, 64), 17), ((80, 48), 17), ((48, 80), 17), ((64, 64), 1))
-    drawn_size, drawn_frames = choices[int(rng.choice(4, p=(0.5, 0.2, 0.2, 0.1)))]
+    drawn_size, drawn_frames = choices[int(rng.choice(4, p=(0.6, 0.15, 0.15, 0.1)))]
     width, height = size or drawn_size
     num_frames, fps, bounds = frames or drawn_frames, 12.0, (float(width), float(height))
-    kind = str(rng.choice(["plain", "gradient", "stripes", "checker", "clouds"]))
-    ground = background(rng, kind, (20, 70), {"plain": 0.0, "gradient": 20.0}.get(kind, 12.0))
-    event = str(rng.choice(["second", "bounce", "occluder", "none"], p=(0.35, 0.2, 0.2, 0.25)))
-    size_px = float(rng.uniform(12, 17) if event in ("second", "occluder") else rng.uniform(15, 20))
+    kind = str(rng.choice(["plain", "gradient", "stripes", "checker", "clouds"], p=(0.4, 0.3, 0.1, 0.1, 0.1)))
+    ground = background(rng, kind, (14, 50), {"plain": 0.0, "gradient": 12.0}.get(kind, 8.0))
+    event = str(rng.choice(["second", "bounce", "occluder", "none"], p=(0.3, 0.15, 0.1, 0.45)))
+    size_px = float(rng.uniform(14, 17) if event in ("second", "occluder") else rng.uniform(18, 22))
     occluder = None
     if num_frames == 1:
         bodies = [resting(rng, shape, colour, size_px, bounds, 1)]
@@ -93,7 +93,7 @@ def _with_second(rng: np.random.Generator, bodies: list[Body], bounds, fps: floa
     """Adds a body of another colour that never touches the first, or none where there is no room."""
     colour = str(rng.choice([c for c in palette.DEMO_COLOURS if c != bodies[0].colour]))
     for _ in range(40):
-        shape, size_px = str(rng.choice(palette.DEMO_SHAPES)), float(rng.uniform(11, 16))
+        shape, size_px = str(rng.choice(palette.DEMO_SHAPES)), float(rng.uniform(14, 17))
         if num_frames == 1:
             second = resting(rng, shape, colour, size_px, bounds, 1)
         else:

@@ -128,7 +128,7 @@ def test_collisions_keep_momentum_and_energy():
 
 
 def test_occluders_hide_what_passes_behind():
-    scenes = [draw_scene("demo", 4, index) for index in range(60)]
+    scenes = [draw_scene("demo", 4, index) for index in range(120)]
     behind = [render(scene)[1][0] for scene in scenes if scene.occluder is not None]
     assert len(behind) >= 5
     for visible in behind:
