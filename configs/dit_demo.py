@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=4500,
+        num_steps=3200,
         batch_rows=16,
         log_every=20,
         eval_every=500,

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.model = dict(
         width=256, depth=6, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
     )
-    config.flow = dict(reference_tokens=140, prediction="x_0")
+    config.flow = dict(reference_tokens=35)
     config.optim = dict(
         optimizer="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=50, final_fraction=0.1, ema_decay=0.99
     )
