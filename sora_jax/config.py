@@ -14,6 +14,8 @@ from data_pipeline.errors import UserError
 
 T = TypeVar("T")
 
+RESTORE_CHECKS = ("sha256", "size")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
@@ -43,6 +45,11 @@ class TrainConfig:
 
     A run whose steps stop for `hang_timeout_s` (or ten of its longest recent steps, if that is longer) ends with exit
     code 76 and its stacks; 0 never does.
+
+    Of the checkpoints, the `keep_last` newest are kept, each multiple of `keep_every` (0: none), and the best by the
+    held-out metric `keep_best` ("": none; "psnr:max" for one that should be large). With `fast_dir`, every save goes to
+    that storage, and one of each `durable_every` steps (0: each save) is copied to the run directory behind it.
+    `restore_check` compares the files of a checkpoint with what was written by "sha256", or by "size" alone.
     """
 
     task: str
@@ -56,6 +63,11 @@ class TrainConfig:
     preview_every: int = 0
     checkpoint_every: int = 200
     keep_last: int = 2
+    keep_every: int = 0
+    keep_best: str = ""
+    fast_dir: str = ""
+    durable_every: int = 0
+    restore_check: str = "sha256"
     max_nonfinite_steps: int = 20
     num_workers: int = 0
     hang_timeout_s: float = 45.0
@@ -66,6 +78,8 @@ class TrainConfig:
         at_least(self, "config.train", 1, "num_steps", "batch_rows", "microbatches", "log_every", "keep_last")
         at_least(self, "config.train", 0, "eval_every", "eval_batches", "preview_every", "checkpoint_every")
         at_least(self, "config.train", 0, "num_workers", "max_nonfinite_steps", "seed", "hang_timeout_s")
+        at_least(self, "config.train", 0, "keep_every", "durable_every")
+        choose(dict.fromkeys(RESTORE_CHECKS), self.restore_check, "config.train.restore_check")
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:

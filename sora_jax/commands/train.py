@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its get_config() describes the run; --config.name=value sets one field",
     )
     parser.add_argument("--workdir", required=True, type=Path, help="the run directory: made, or continued")
+    parser.add_argument("--from_step", type=int, metavar="STEP", help="continue from this checkpoint, not the newest")
     parser.add_argument("--init_from", metavar="RUN[@step]", help="start from this run's parameters and EMA")
 
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     with joined():
         prepared = importlib.import_module(module_name).prepare(config)
-        return train(prepared, args.workdir, started=process_started())
+        return train(prepared, args.workdir, started=process_started(), from_step=args.from_step)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -165,6 +165,18 @@ def agreed(name: str, value: Any) -> Any:
     return json.loads(client().blocking_key_value_get(key, AGREEMENT_TIMEOUT_S * 1000))
 
 
+def gathered(name: str, value: Any) -> list[Any]:
+    """Every process's `value` (anything that JSON can hold), in their order; each must call it equally often."""
+    if jax.process_count() == 1:
+        return [value]
+    key = f"sora/{next(_numbers)}/{name}"
+    client().key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    return [
+        json.loads(client().blocking_key_value_get(f"{key}/{i}", AGREEMENT_TIMEOUT_S * 1000))
+        for i in range(jax.process_count())
+    ]
+
+
 def _compare_clocks() -> None:
     """Warns of clocks more than a second apart. Raises UserError beyond a minute: the logs and ledgers would lie."""
     barrier("clocks")  # all leave it at the same moment, but for a message's way

@@ -25,14 +25,16 @@ from sora_jax.config import TrainConfig
 from sora_jax.parallel import check_rows, make_mesh, num_row_groups, on_local_devices, put_batch, state_shardings
 from sora_jax.training import step as training_step
 from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
-from sora_jax.training.distributed import agreed, barrier, is_leader
+from sora_jax.training.distributed import barrier, is_leader
 from sora_jax.training.feed import Feed
 from sora_jax.training.ledger import END, FINISHED, Ledger
 from sora_jax.training.metrics import IN_FLIGHT, Meter, MetricsLog, mean_of_sums, peak_flops, read_metrics
 from sora_jax.training.progress import ProgressLine, duration
-from sora_jax.training.run_directory import RUN, open_run
+from sora_jax.training.resume import open_together
+from sora_jax.training.run_lock import RunLock
 from sora_jax.training.step import TrainState
 from sora_jax.training.stop import EXIT_PREEMPTED, StopAgreement, StopSignal
+from sora_jax.training.tiers import known_steps
 from sora_jax.training.warm_start import parse_reference, warm_start
 from sora_jax.training.watchdog import Watchdog
 from sora_jax.types import Frozen, Prepared
@@ -48,37 +50,50 @@ class NotFiniteError(UserError):
 
 
 def train(
-    prepared: Prepared, workdir: str | Path, devices: list[Any] | None = None, started: float | None = None
+    prepared: Prepared,
+    workdir: str | Path,
+    devices: list[Any] | None = None,
+    started: float | None = None,
+    from_step: int | None = None,
 ) -> dict[str, Any]:
-    """Trains what is prepared in the run directory `workdir`, from its last checkpoint if it has one.
+    """Trains what is prepared in the run directory `workdir`, from its last checkpoint if it has one, or `from_step`.
 
     `started` is the Unix time that the ledger counts this start from (default: now). Several processes train one run
-    together: all call this within one `distributed.joined`. Returns what the command
-    line prints: status ("finished" or "preempted", the latter with its exit code), step, metrics, the checkpoint's
-    path. Raises UserError for bad input, a damaged checkpoint, a full disk, and NotFiniteError when steps stop being
-    finite.
+    together: all call this within one `distributed.joined`. Returns what the command line prints: status ("finished"
+    or "preempted", the latter with its exit code), step, metrics, the checkpoint's path. Raises UserError for bad
+    input, a directory in use, a damaged checkpoint, a full disk, and NotFiniteError when steps stop being finite.
     """
     begun, workdir, started = time.perf_counter(), Path(workdir), started or time.time()
     task, config = prepared.task, prepared.train
     mesh = make_mesh(config.mesh, devices)
     check_rows(mesh, config.batch_rows, config.microbatches)
-    start = agreed("start", (committed_steps(workdir / CHECKPOINTS) or [0])[-1])
-    if config.init_from and not start:
+    if config.init_from and not known_steps(workdir, config.fast_dir):
         find_checkpoint(*parse_reference(config.init_from))
-    shapes = training_step.abstract_state(task, config)  # a model that cannot be built fails before anything is written
+    training_step.abstract_state(task, config)  # a model that cannot be built fails before anything is written
     description = describe_run(prepared.config, task.fingerprints)
-    open_together(workdir, description, start > 0)
-    if start >= config.num_steps:
-        logger.info("%s is finished at step %d; raise config.train.num_steps to go on", workdir, start)
-        return summarise(workdir, config, start, start, time.perf_counter() - begun)
+    with RunLock(workdir) if is_leader() else contextlib.nullcontext():
+        start = open_together(workdir, description, config.fast_dir, from_step)
+        if start >= config.num_steps:
+            logger.info("%s is finished at step %d; raise config.train.num_steps to go on", workdir, start)
+            reached = start
+        else:
+            reached = train_from(start, prepared, workdir, mesh, description, started)
+    return summarise(workdir, config, reached, start, time.perf_counter() - begun)
+
+
+def train_from(
+    start: int, prepared: Prepared, workdir: Path, mesh: Mesh, description: dict[str, Any], started: float
+) -> int:
+    """Restores or initialises, and trains. Returns the step that was saved last."""
+    task, config = prepared.task, prepared.train
     with (
         jax.set_mesh(mesh),
         Ledger(workdir if is_leader() else None, started) as ledger,
         StopSignal() as stop,
         Watchdog(workdir, config.hang_timeout_s) as watchdog,
-        Checkpoints(workdir, config.keep_last, description) as checkpoints,
+        Checkpoints.of_run(workdir, config, description) as checkpoints,
     ):
-        shardings = state_shardings(shapes, mesh)
+        shardings = state_shardings(training_step.abstract_state(task, config), mesh)
         ledger.restore(start)
         state = restore_or_init(prepared, checkpoints, workdir, shardings, start)
         with (
@@ -94,19 +109,7 @@ def train(
                 checkpoints.wait()
                 barrier("saved")
         ledger.enter(END, status=FINISHED if reached >= config.num_steps else "preempted")
-    return summarise(workdir, config, reached, start, time.perf_counter() - begun)
-
-
-def open_together(workdir: Path, description: dict[str, Any], has_checkpoint: bool) -> None:
-    """Process 0 opens the run directory for all. Raises UserError where another process does not see it."""
-    if is_leader():
-        open_run(workdir, description, has_checkpoint)
-    barrier("opened")
-    if not (workdir / RUN).exists():
-        raise UserError(
-            f"process {jax.process_index()} does not see {workdir / RUN}, which process 0 has written: --workdir must "
-            "be on a file system that all hosts share"
-        )
+    return reached
 
 
 def restore_or_init(
@@ -183,7 +186,7 @@ class Run:
                         self._evaluate(step, state, frozen)
                 if batch is None or _due(step, config.checkpoint_every, config.num_steps):
                     with self._aside(meter, "save"):
-                        self._save(step, state)
+                        self._save(step, state, last=batch is None)
                 if _due(step, config.preview_every, config.num_steps):  # after the save: a picture risks nothing
                     with self._aside(meter, "preview"):
                         self._preview(step, state, frozen)
@@ -214,8 +217,8 @@ class Run:
         limit, count = self.prepared.train.max_nonfinite_steps, meter.nonfinite_in_a_row
         if 0 < limit <= count:
             before = meter.settled_step - count
-            good = [s for s in committed_steps(self.checkpoints.directory) if s <= before]
-            where = f"{self.checkpoints.directory / str(good[-1])}" if good else "none: nothing was saved before them"
+            good = [s for s in self.checkpoints.steps if s <= before]
+            where = str(self.checkpoints.folder(good[-1])) if good else "none: nothing was saved before them"
             raise NotFiniteError(
                 f"the loss or gradient of {count} steps in a row ({before + 1} to {meter.settled_step}) was not finite "
                 f"and config.train.max_nonfinite_steps is {limit}; none of them was applied. The last good checkpoint "
@@ -270,10 +273,10 @@ class Run:
             self.progress.say(f"step {step} preview: {', '.join(map(str, paths))}")
         barrier("preview")
 
-    def _save(self, step: int, state: TrainState) -> None:
+    def _save(self, step: int, state: TrainState, last: bool) -> None:
         data = {"seed": self.prepared.train.seed, "fingerprints": dict(self.prepared.task.fingerprints)}
-        self.checkpoints.save(state, step, data)
-        self.progress.say(f"step {step} saving to {self.checkpoints.directory / str(step)}")
+        self.checkpoints.save(state, step, data, last=last)
+        self.progress.say(f"step {step} saving to {self.checkpoints.folder(step)}")
 
 
 def _due(step: int, every: int, num_steps: int) -> bool:

@@ -1,4 +1,4 @@
-"""What made a run, beside its results: `config.json`, and `run.json` (fingerprints, code, versions, devices).
+"""What made a run, beside its results: `config.json`, and `run.json` (id, fingerprints, code, environment).
 
 The same command run again continues the run, so the folder refuses another config, except for fields that only say
 how long, how often or on what the run goes.
@@ -6,6 +6,7 @@ how long, how often or on what the run goes.
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ CONFIG, RUN = "config.json", "run.json"
 
 EXTENDABLE = frozenset(
     ["num_steps", "log_every", "eval_every", "eval_batches", "preview_every", "checkpoint_every", "keep_last"]
+    + ["keep_every", "keep_best", "fast_dir", "durable_every", "restore_check"]
     + ["max_nonfinite_steps", "num_workers", "hang_timeout_s", "mesh", "microbatches"]
 )
 """Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding."""
@@ -37,7 +39,9 @@ def open_run(workdir: Path, description: Mapping[str, Any], has_checkpoint: bool
         if made_of is not None and has_checkpoint:
             _check_fingerprints(made_of.get("fingerprints", {}), description["fingerprints"], workdir)
         _write(workdir / CONFIG, description["config"])
-        _write(workdir / RUN, {name: value for name, value in description.items() if name != "config"})
+        identity = (made_of or {}).get("id") or uuid.uuid4().hex[:12]  # it names the run on storage that runs share
+        described = {name: value for name, value in description.items() if name != "config"}
+        _write(workdir / RUN, {"id": identity, **described})
     except OSError as error:
         raise from_os_error(error, f"opening the run {workdir}") from error
 

@@ -10,7 +10,14 @@ import pytest
 
 from data_pipeline.errors import UserError
 from sora_jax.parallel import make_mesh, state_shardings
-from sora_jax.training.checkpoint import Checkpoints, committed_steps, describe_run, find_checkpoint, load_params
+from sora_jax.training.checkpoint import (
+    Checkpoints,
+    Retention,
+    committed_steps,
+    describe_run,
+    find_checkpoint,
+    load_params,
+)
 from sora_jax.training.step import TrainState
 
 
@@ -29,7 +36,7 @@ def abstract_of(state: TrainState, mesh: jax.sharding.Mesh | None = None) -> Tra
 
 
 def open_checkpoints(run_dir, keep_last=3) -> Checkpoints:
-    return Checkpoints(run_dir, keep_last, describe_run({"train": {"seed": 1}}, {"data": "abc"}))
+    return Checkpoints(run_dir, Retention(keep_last), describe_run({"train": {"seed": 1}}, {"data": "abc"}))
 
 
 def save_all(run_dir, steps, keep_last=3, size=64) -> None:
@@ -82,7 +89,7 @@ def test_donated_memory_never_reaches_a_checkpoint(tmp_path):
 
 def test_an_uncommitted_save_is_no_checkpoint(tmp_path):
     save_all(tmp_path, [1])
-    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half = tmp_path / "checkpoints" / "2.saving.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints" / "1", half)
     assert find_checkpoint(tmp_path).name == "1"
     with pytest.raises(UserError, match=r"checkpoint 2 .* never committed .* committed are: 1"):
@@ -111,7 +118,10 @@ def test_a_damaged_checkpoint_names_the_last_good_one(tmp_path, damage):
     victim.write_bytes(content if damage == "flip" else content[:-1])
     if damage == "remove":
         victim.unlink()
-    with open_checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"damaged.*step 1: move .*2 away"):
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"damaged.*step 1;.*--from_step 1$"),
+    ):
         checkpoints.restore(2, abstract_of(state_of()))
     with pytest.raises(UserError, match="damaged"):
         load_params(tmp_path, ema=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from sora_jax.training.checkpoint import Checkpoints, committed_steps, load_params
+from sora_jax.training.checkpoint import Checkpoints, Retention, committed_steps, load_params
 from sora_jax.training.loop import NotFiniteError, train
 from sora_jax.training.metrics import read_metrics
 from sora_jax.training.step import abstract_state
@@ -38,7 +38,7 @@ def final_state(run_dir, toy, **settings):
     prepared = toy.prepare(**settings)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: x.update(sharding=sharding), abstract_state(prepared.task, prepared.train))
-    with Checkpoints(run_dir, 2, {}) as checkpoints:
+    with Checkpoints(run_dir, Retention(2), {}) as checkpoints:
         return checkpoints.restore(checkpoints.latest, abstract)[0]
 
 
