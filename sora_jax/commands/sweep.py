@@ -19,7 +19,6 @@ from data_pipeline.errors import UserError
 from sora_jax.commands.train import load_config
 from sora_jax.sweeps.directory import adopt, read_members
 from sora_jax.sweeps.driver import EXIT_USER_ERROR, Settings, run_members, train_command
-from sora_jax.sweeps.figure import draw_sweep
 from sora_jax.sweeps.plan import Member, read_sweep
 from sora_jax.sweeps.slurm import array_command, submit
 from sora_jax.sweeps.status import FAILED, FINISHED, Standing, count_states, read_standing
@@ -67,6 +66,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("workers", 1), ("retries", 0), ("index", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f"--{name} is {value}, but must be at least {least}")
+    if (num_processes := int(os.environ.get("SORA_NUM_PROCESSES", "1"))) > 1:
+        raise UserError(
+            f"a sweep trains each member in one process, on all devices of one machine, and this job has "
+            f"{num_processes} processes; give it one node and one task"
+        )
     sweep = read_sweep(args.sweep, args.overrides, load_config, args.config)
     index = _own_index() if args.index is None and args.engine == "local" else args.index
     members = _choose(adopt(sweep, args.out, write=not args.dry_run), index, args)
@@ -110,6 +114,8 @@ def _table(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plot(args: argparse.Namespace) -> dict[str, Any]:
+    from sora_jax.sweeps.figure import draw_sweep  # importing matplotlib takes a second, and only this verb needs it
+
     standings = _standings(read_members(args.out), args.out)
     x = draw_sweep(standings, args.out, args.file, args.x)
     return {"out": str(args.out), "file": str(args.file), "x": x, "members": len(standings)}
