@@ -28,6 +28,7 @@ from sora_jax.training.checkpoint_io import (
     load_state,
     read_metadata,
     saved_shapes,
+    split_state,
 )
 from sora_jax.training.distributed import agreed, gathered, is_leader
 from sora_jax.training.manifest import damage, find_flaws, verify, write_manifest
@@ -142,7 +143,8 @@ class Checkpoints:
             self._copy_if_due(step, last)
             return
         try:
-            response = begin_save(staging(self._tiers[0], step), state, {"step": step, **data}, self._metadata)
+            parts = {**split_state(state), "data": {"step": step, **data}}
+            response = begin_save(staging(self._tiers[0], step), parts, self._metadata)
         except Exception as error:
             raise self._failed(error) from error
         self._pending = self._writer.submit(self._finish, response, step, last)

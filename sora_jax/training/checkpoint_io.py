@@ -16,17 +16,19 @@ from sora_jax.training.manifest import FORMAT, damage, verify
 from sora_jax.training.step import TrainState
 from sora_jax.training.step_folders import find_checkpoint
 
+IMPORTED_FROM = "imported_from"
+"""In the metadata of a step that was not trained here, and has no state of an optimizer."""
+
 logger = logging.getLogger(__name__)
 # Orbax tells every phase of every save, and prints the trace of what it then raises; ours is one line each.
 absl.logging.set_verbosity(absl.logging.FATAL)
 
 
-def begin_save(folder: Path, state: TrainState, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
-    """Copies the state off the devices and starts writing; `.result()` of what it returns waits for all processes."""
+def begin_save(folder: Path, parts: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
+    """Copies the parts off the devices and starts writing; `.result()` of what it returns waits for all processes."""
     with _context():
-        parts = {**split_state(state), "data": dict(data)}
         about = {**metadata, "format": FORMAT}
-        return ocp.save_checkpointables_async(folder.absolute(), parts, custom_metadata=about)
+        return ocp.save_checkpointables_async(folder.absolute(), dict(parts), custom_metadata=about)
 
 
 def split_state(state: TrainState) -> dict[str, Any]:
@@ -43,8 +45,13 @@ def split_state(state: TrainState) -> dict[str, Any]:
 def load_state(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """(state, data), laid out as `abstract` says (shapes, dtypes, shardings). `verify` it first.
 
-    Raises UserError for a checkpoint of another model.
+    Raises UserError for a checkpoint of another model, and one that holds parameters alone.
     """
+    if source := read_metadata(path).get(IMPORTED_FROM):
+        raise UserError(
+            f"the checkpoint {path} was imported from {source} and holds parameters only, no optimizer to go on with; "
+            f"train in another --workdir with --init_from {path.parents[1]}@{path.name}"
+        )
     _check_shapes(path, abstract.params)
     loaded = load_parts(path, {**split_state(abstract), "data": None})
     return TrainState(params=loaded["params"], ema=loaded["ema"], **loaded["state"]), loaded["data"]

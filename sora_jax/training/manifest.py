@@ -147,13 +147,13 @@ def damage(folder: Path, flaw: str, tiers: Sequence[Path] = ()) -> UserError:
     if good is None:
         remedy = "no earlier one is good: move it away to start again"
     else:
-        remedy = f"the newest good one before it is step {good}; to go on from there: {resume_command(folder, good)}"
+        command = resume_command(folder.parents[1], good)
+        remedy = f"the newest good one before it is step {good}; to go on from there: {command}"
     return UserError(f"the checkpoint {folder} is damaged: it {flaw}; {remedy}")
 
 
-def resume_command(folder: Path, step: int) -> str:
+def resume_command(run: Path, step: int) -> str:
     """The command that goes on from `step`: the one that the run was last started with, where the run knows it."""
-    run = folder.parents[1]
     try:
         command = json.loads((run / "run.json").read_text())["environment"]["command"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.training.distributed import barrier, is_leader
 from sora_jax.training.manifest import find_flaws
-from sora_jax.training.run_directory import RUN
+from sora_jax.training.run_directory import CONFIG, RUN
 from sora_jax.training.step_folders import CHECKPOINTS, commit, committed_steps, discard_save, staging, sync
 
 
@@ -47,6 +47,16 @@ def open_fast_tier(fast_dir: str, run_dir: Path) -> Path | None:
             "choose such a folder, or leave it empty to save into the run directory"
         )
     return tier
+
+
+def tiers_of(run_dir: Path) -> dict[str, Path]:
+    """`run` and, where the run's config names one, `fast`: the folders with its checkpoints."""
+    try:
+        fast_dir = json.loads((run_dir / CONFIG).read_text()).get("train", {}).get("fast_dir", "")
+    except (OSError, ValueError):
+        fast_dir = ""
+    fast = fast_tier(fast_dir, run_dir)
+    return {"run": run_dir / CHECKPOINTS, **({} if fast is None else {"fast": fast})}
 
 
 def known_steps(run_dir: Path, fast_dir: str = "") -> list[int]:

@@ -1,48 +1,18 @@
 import ctypes
 import ctypes.util
+import json
 import os
+import resource
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from sora_jax.parallel import make_mesh, state_shardings
-from sora_jax.training.checkpoint import (
-    Checkpoints,
-    Retention,
-    committed_steps,
-    describe_run,
-    find_checkpoint,
-    load_params,
-)
-from sora_jax.training.step import TrainState
-
-
-def state_of(size: int = 64, value: float = 0.0) -> TrainState:
-    """A state with a known value everywhere."""
-    tree = lambda: {"net": {"blocks": {"mlp_in": {"kernel": jnp.full((2, size, size), value)}}, "bias": jnp.zeros(3)}}  # noqa: E731
-    count = lambda: jnp.array(value, jnp.int32)  # noqa: E731
-    return TrainState(count(), tree(), tree(), {"net": (tree(), {"count": count()})}, count(), count())
-
-
-def abstract_of(state: TrainState, mesh: jax.sharding.Mesh | None = None) -> TrainState:
-    if mesh is None:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    return jax.tree.map(lambda x, s: x.update(sharding=s), shapes, state_shardings(shapes, mesh))
-
-
-def open_checkpoints(run_dir, keep_last=3) -> Checkpoints:
-    return Checkpoints(run_dir, Retention(keep_last), describe_run({"train": {"seed": 1}}, {"data": "abc"}))
-
-
-def save_all(run_dir, steps, keep_last=3, size=64) -> None:
-    with open_checkpoints(run_dir, keep_last) as checkpoints:
-        for step in steps:
-            checkpoints.save(state_of(size, step), step, {"seed": 1})
+from sora_jax.parallel import make_mesh
+from sora_jax.training.checkpoint import Checkpoints, Retention, committed_steps, find_checkpoint, load_params
+from tests.sora_jax.training.saved_states import abstract_of, biggest_file, open_checkpoints, save_all, state_of
 
 
 def test_a_saved_state_comes_back_bitwise_with_its_data_and_what_made_it(tmp_path):
@@ -105,10 +75,6 @@ def test_an_uncommitted_save_is_no_checkpoint(tmp_path):
         find_checkpoint(tmp_path / "empty")
 
 
-def biggest_file(folder):
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_names_the_last_good_one(tmp_path, damage):
     save_all(tmp_path, [1, 2])
@@ -163,3 +129,48 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(small_disk):
     with open_checkpoints(small_disk) as checkpoints:
         state, _ = checkpoints.restore(latest, abstract_of(noise))
     jax.tree.map(np.testing.assert_array_equal, state, noise)
+
+
+def test_a_limit_on_files_leaves_the_last_checkpoint_good_and_nothing_half(tmp_path):
+    save_all(tmp_path, [1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape) if x.ndim > 2 else x, state_of(128, 2))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"saving into .* failed .*last good checkpoint is step 1$"):  # noqa: SIM117
+            with open_checkpoints(tmp_path, keep_last=1) as checkpoints:
+                checkpoints.save(noise, 2, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    save_all(tmp_path, [2], keep_last=1)
+    assert committed_steps(tmp_path / "checkpoints") == [2]
+
+
+def test_a_save_that_was_killed_is_swept_away_and_made_again(tmp_path):
+    save_all(tmp_path, [1])
+    folder = tmp_path / "checkpoints"
+    for left in ("2.saving", "2.saving.orbax-checkpoint-tmp", "1.removing", "3.orbax-checkpoint-tmp"):
+        shutil.copytree(folder / "1", folder / left)
+    save_all(tmp_path, [2])
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
+
+
+def test_the_last_ones_every_nth_and_the_best_are_kept(tmp_path):
+    rows = [{"step": s, "kind": "eval", "loss": abs(s - 3.0), "psnr": s % 5} for s in range(1, 10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = lambda *policy: sorted(set(range(1, 10)) - set(superfluous(Retention(*policy))))  # noqa: E731
+    superfluous = lambda r: r.superfluous(range(1, 10), r.read_scores(tmp_path))  # noqa: E731
+    assert kept(2) == [8, 9]
+    assert kept(1, 4) == [4, 8, 9]
+    assert kept(1, 0, "loss") == [3, 9]
+    assert kept(1, 0, "psnr:max") == [9]  # 4 and 9 are alike: the newer one
+    with pytest.raises(UserError, match=r"no metric 'fid' to keep the best by; they have loss, psnr"):
+        kept(1, 0, "fid")
+    with pytest.raises(UserError, match="'loss:best'; write NAME"):
+        Retention(1, 0, "loss:best")
+    policy = Retention(1, 0, "loss")
+    with Checkpoints(tmp_path, policy, {}) as checkpoints:
+        for step in (2, 3, 4, 5):
+            checkpoints.save(state_of(8, step), step, {})
+    assert committed_steps(tmp_path / "checkpoints") == [3, 5]
