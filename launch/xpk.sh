@@ -28,7 +28,10 @@ require_count MAX_RESTARTS "${MAX_RESTARTS:=20}" 0
 require_count GRACE_S "${GRACE_S:=120}" 0
 require_verb "$@"
 
+# By itself xpk starts again on 42 and 127 to 255 only. 2, a user's error, is the same error again.
+RESTART_ON="1,3,$EXIT_PREEMPTED,$EXIT_HOST_LOST"
+
 read -r -a more <<< "${XPK_FLAGS:-}"
 run_or_show xpk workload create "--workload=$NAME" "--cluster=$CLUSTER" "--zone=$ZONE" "--project=$PROJECT" \
   "--tpu-type=$TPU" "--num-slices=$SLICES" "--docker-image=$IMAGE" "--max-restarts=$MAX_RESTARTS" \
-  "--termination-grace-period-seconds=$GRACE_S" "${more[@]}" "--command=exec $(show sora-jax "$@")"
+  "--termination-grace-period-seconds=$GRACE_S" "--restart-on-exit-codes=$RESTART_ON" "${more[@]}" "--command=exec $(show sora-jax "$@")"

@@ -221,6 +221,7 @@ def test_xpks_command_survives_two_shells():
     assert words[:3] == ["xpk", "workload", "create"]
     flags = dict(word.removeprefix("--").split("=", 1) for word in words[3:] if "=" in word)
     assert (flags["tpu-type"], flags["num-slices"], flags["priority"]) == ("v5p-16", "2", "high") and "--spot" in words
+    assert {"1", "3", "75", "76"} == set(flags["restart-on-exit-codes"].split(","))
     assert tuple(shlex.split(flags["command"])) == ("exec", "sora-jax", *VERB)
 
 
