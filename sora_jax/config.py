@@ -43,6 +43,10 @@ class OptimConfig:
 class TrainConfig:
     """How long, how often, and on which mesh. `batch_rows` is the global batch; the mesh never changes it.
 
+    A step whose loss or gradient norm is more than `spike_sigma` deviations above the recent ones is not applied (0: no
+    limit). When `rollback_after` of the last twice as many steps were not applied (0: never), the run goes back to the
+    newest checkpoint before them and leaves out at least `rollback_skip` batches, `max_rollbacks` times in all.
+
     A run whose steps stop for `hang_timeout_s` (or ten of its longest recent steps, if that is longer) ends with exit
     code 76 and its stacks; 0 never does.
 
@@ -69,6 +73,10 @@ class TrainConfig:
     durable_every: int = 0
     restore_check: str = "sha256"
     max_nonfinite_steps: int = 20
+    spike_sigma: float = 0.0
+    rollback_after: int = 10
+    rollback_skip: int = 200
+    max_rollbacks: int = 10
     num_workers: int = 0
     hang_timeout_s: float = 45.0
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -77,6 +85,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least(self, "config.train", 1, "num_steps", "batch_rows", "microbatches", "log_every", "keep_last")
         at_least(self, "config.train", 0, "eval_every", "eval_batches", "preview_every", "checkpoint_every")
+        at_least(self, "config.train", 0, "spike_sigma", "rollback_after", "rollback_skip", "max_rollbacks")
         at_least(self, "config.train", 0, "num_workers", "max_nonfinite_steps", "seed", "hang_timeout_s")
         at_least(self, "config.train", 0, "keep_every", "durable_every")
         choose(dict.fromkeys(RESTORE_CHECKS), self.restore_check, "config.train.restore_check")

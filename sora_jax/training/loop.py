@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,13 +25,25 @@ from sora_jax.config import TrainConfig
 from sora_jax.parallel import check_rows, make_mesh, num_row_groups, on_local_devices, put_batch, state_shardings
 from sora_jax.training import step as training_step
 from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
-from sora_jax.training.distributed import barrier, is_leader
+from sora_jax.training.distributed import agreed, barrier, is_leader
 from sora_jax.training.feed import Feed
 from sora_jax.training.ledger import END, FINISHED, Ledger
 from sora_jax.training.metrics import IN_FLIGHT, Meter, MetricsLog, mean_of_sums, peak_flops, read_metrics
 from sora_jax.training.progress import ProgressLine, duration
 from sora_jax.training.resume import open_together
 from sora_jax.training.run_lock import RunLock
+from sora_jax.training.spikes import (
+    SKIPPED,
+    History,
+    Judged,
+    RollBack,
+    Skip,
+    describe,
+    place_after,
+    plan_rollback,
+    read_skips,
+    undo,
+)
 from sora_jax.training.step import TrainState
 from sora_jax.training.stop import EXIT_PREEMPTED, StopAgreement, StopSignal
 from sora_jax.training.tiers import known_steps
@@ -73,7 +85,7 @@ def train(
     description = describe_run(prepared.config, task.fingerprints)
     with RunLock(workdir) if is_leader() else contextlib.nullcontext():
         start = open_together(workdir, description, config.fast_dir, from_step)
-        if start >= config.num_steps:
+        if place_after(read_skips(workdir), start) >= config.num_steps:
             logger.info("%s is finished at step %d; raise config.train.num_steps to go on", workdir, start)
             reached = start
         else:
@@ -84,45 +96,85 @@ def train(
 def train_from(
     start: int, prepared: Prepared, workdir: Path, mesh: Mesh, description: dict[str, Any], started: float
 ) -> int:
-    """Restores or initialises, and trains. Returns the step that was saved last."""
-    task, config = prepared.task, prepared.train
+    """Trains from the checkpoint of `start` (0: from nothing), going back and on where the run spikes. Returns the step
+    that was saved last."""
+    config = prepared.train
+    shapes = training_step.abstract_state(prepared.task, config)
     with (
         jax.set_mesh(mesh),
         Ledger(workdir if is_leader() else None, started) as ledger,
         StopSignal() as stop,
         Watchdog(workdir, config.hang_timeout_s) as watchdog,
-        Checkpoints.of_run(workdir, config, description) as checkpoints,
     ):
-        shardings = state_shardings(training_step.abstract_state(task, config), mesh)
-        ledger.restore(start)
-        state = restore_or_init(prepared, checkpoints, workdir, shardings, start)
-        with (
-            MetricsLog(workdir, start) if is_leader() else contextlib.nullcontext() as log,
-            ProgressLine(
-                task.name, config.num_steps, None if is_leader() else Console(stderr=True, force_terminal=False)
-            ) as progress,
-        ):
-            evaluate = training_step.make_evaluate(task, config, shardings)
-            run = Run(prepared, workdir, mesh, shardings, checkpoints, log, ledger, progress, stop, watchdog, evaluate)
-            reached = run.advance(state, start)
-            with watchdog.slow("last save"), ledger.during("save"):
-                checkpoints.wait()
-                barrier("saved")
+        tools = Tools(mesh, state_shardings(shapes, mesh), ledger, stop, watchdog)
+        reached, is_rollback, is_over = start, False, False
+        while not is_over:
+            try:
+                reached, is_over = train_stretch(prepared, workdir, description, tools, reached, is_rollback)
+            except RollBack as spike:
+                if is_leader():
+                    undo(workdir, config.fast_dir, spike.skip)
+                barrier("rolled back")
+                reached, is_rollback = spike.skip.after, True
         ledger.enter(END, status=FINISHED if reached >= config.num_steps else "preempted")
     return reached
 
 
+class Tools(NamedTuple):
+    """What a process has throughout."""
+
+    mesh: Mesh
+    shardings: TrainState
+    ledger: Ledger
+    stop: StopSignal
+    watchdog: Watchdog
+
+
+def train_stretch(
+    prepared: Prepared, workdir: Path, description: dict[str, Any], tools: Tools, start: int, is_rollback: bool
+) -> tuple[int, bool]:
+    """Trains from the checkpoint of `start` to the end, or to the next step after which a roll-back left batches out.
+
+    Returns the step that was saved last, and whether this process has done its part. Raises RollBack.
+    """
+    task, config = prepared.task, prepared.train
+    skips = read_skips(workdir)
+    begin = place_after(skips, start)
+    end = min([config.num_steps, *(skip.after for skip in skips if skip.after > begin)])
+    with (
+        Checkpoints.of_run(workdir, config, description) as checkpoints,
+        MetricsLog(workdir, begin) if is_leader() else contextlib.nullcontext() as log,
+        ProgressLine(
+            task.name, config.num_steps, None if is_leader() else Console(stderr=True, force_terminal=False)
+        ) as progress,
+    ):
+        tools.ledger.restore(start, is_rollback)
+        with tools.watchdog.slow("restore"):
+            state, data = restore_or_init(prepared, checkpoints, workdir, tools.shardings, start)
+        if begin > start:
+            logger.info("leaving out the batches of steps %d to %d (%s)", start + 1, begin, workdir / SKIPPED)
+            state = training_step.skip_to(state, begin, tools.shardings)
+        evaluate = training_step.make_evaluate(task, config, tools.shardings)
+        history = History(config, [group.name for group in task.groups], data.get("recent", ()))
+        run = Run(prepared, workdir, *tools, checkpoints, log, progress, evaluate, history, skips)
+        reached = run.advance(state, begin, end)
+        with tools.watchdog.slow("last save"), tools.ledger.during("save"):
+            checkpoints.wait()
+            barrier("saved")
+    return reached, reached < end or end == config.num_steps
+
+
 def restore_or_init(
     prepared: Prepared, checkpoints: Checkpoints, workdir: Path, shardings: TrainState, start: int
-) -> TrainState:
-    """The state of the checkpoint of step `start`, else (0) a fresh one, with `init_from`'s parameters."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and data of the checkpoint of step `start`, else (0) a fresh one, with `init_from`'s parameters."""
     task, config = prepared.task, prepared.train
     if start:
         shapes = training_step.abstract_state(task, config)
         abstract = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)
-        state, _ = checkpoints.restore(start, abstract)
+        state, data = checkpoints.restore(start, abstract)
         logger.info("continuing %s from step %d", workdir, start)
-        return state
+        return state, data
     state = training_step.init_state(task, config, shardings)
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     logger.info("%s: %.3g M parameters on %d device(s)", task.name, num_parameters / 1e6, shardings.step.mesh.size)
@@ -131,7 +183,7 @@ def restore_or_init(
         logger.info("%s", report.summary())
         if is_leader():
             (workdir / WARM_START).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    return state
+    return state, {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,17 +194,19 @@ class Run:
     workdir: Path
     mesh: Mesh
     shardings: TrainState
+    ledger: Ledger
+    stop: StopSignal
+    watchdog: Watchdog
     checkpoints: Checkpoints
     log: MetricsLog | None
     """process 0's"""
-    ledger: Ledger
     progress: ProgressLine
-    stop: StopSignal
-    watchdog: Watchdog
     evaluate: Callable[..., Any]
+    history: History
+    skips: list[Skip]
 
-    def advance(self, state: TrainState, start: int) -> int:
-        """Trains from step `start` to the end, or until asked to stop. Returns the step that was saved last."""
+    def advance(self, state: TrainState, start: int, end: int) -> int:
+        """Trains from step `start` to `end`, or until asked to stop. Returns the step that was saved last."""
         task, config = self.prepared.task, self.prepared.train
         train_step = training_step.make_train_step(task, config, self.shardings)
         replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
@@ -172,12 +226,13 @@ class Run:
                     if known
                     else self._compiling(meter, max(feed.shapes, key=lambda s: np.prod(s[1])))
                 ):
-                    state, step_metrics = train_step(state, frozen, batch)
+                    limits = self.history.limits(IN_FLIGHT - meter.num_in_flight)
+                    state, step_metrics = train_step(state, frozen, batch, limits)
                     meter.add(step, step_metrics, feed.work)
                     agreement.add()
                 compiled.add(feed.shapes)
                 self.watchdog.step(step)
-                ends = step == config.num_steps or agreement.is_agreed
+                ends = step == end or agreement.is_agreed
                 batch = None if ends else self._take_ahead(feed, agreement, meter)  # while the device works
                 self._report(meter, meter.settle())
                 self.checkpoints.raise_failure()
@@ -214,6 +269,10 @@ class Run:
         for step, row in rows:
             self._write(step, "train", row)
             self.progress.row(step, row, meter.step_seconds)
+        for step, metrics in meter.take_steps():
+            judged = self.history.add(step, metrics)
+            if not judged.applied:
+                self._note_spike(judged)
         limit, count = self.prepared.train.max_nonfinite_steps, meter.nonfinite_in_a_row
         if 0 < limit <= count:
             before = meter.settled_step - count
@@ -224,6 +283,21 @@ class Run:
                 f"and config.train.max_nonfinite_steps is {limit}; none of them was applied. The last good checkpoint "
                 f"is {where}; start from it with --init_from and a lower learning rate, or look at these steps' data"
             )
+
+    def _note_spike(self, judged: Judged) -> None:
+        """Logs a step that was not applied. Raises RollBack when there were too many of them."""
+        why, row = describe(judged)
+        self._write(judged.step, "spike", row)
+        self.progress.say(f"step {judged.step} was not applied: {why}")
+        first = self.history.first_of_spike()
+        if first is None:
+            return
+        self.checkpoints.wait()
+        committed = agreed("committed", self.checkpoints.steps)
+        skip = plan_rollback(self.prepared.train, first, judged.step, IN_FLIGHT, committed, self.skips)
+        if skip is not None:
+            self.progress.say(f"{skip.reason}: back to step {skip.after}, and on with step {skip.to + 1}")
+            raise RollBack(skip)
 
     def _write(self, step: int, kind: str, row: dict[str, float]) -> None:
         if self.log is not None:
@@ -274,7 +348,11 @@ class Run:
         barrier("preview")
 
     def _save(self, step: int, state: TrainState, last: bool) -> None:
-        data = {"seed": self.prepared.train.seed, "fingerprints": dict(self.prepared.task.fingerprints)}
+        data = {
+            "seed": self.prepared.train.seed,
+            "fingerprints": dict(self.prepared.task.fingerprints),
+            "recent": self.history.to_json(),
+        }
         self.checkpoints.save(state, step, data, last=last)
         self.progress.say(f"step {step} saving to {self.checkpoints.folder(step)}")
 

@@ -99,6 +99,7 @@ class Meter:
         self._next_waited_s = 0.0
         self._is_running = False
         self._counted_to = self._carried_s = 0.0
+        self._ended: list[tuple[int, dict[str, float]]] = []
         self.settled_step = 0
         self.nonfinite_in_a_row = 0
         self.step_seconds = math.nan
@@ -117,6 +118,16 @@ class Meter:
             self._carried_s = time.perf_counter() - self._counted_to  # since the last step: the next one's
         self._is_running = False
         return rows
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that were dispatched and not read yet."""
+        return len(self._in_flight)
+
+    def take_steps(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, its own metrics by name) of the steps that were read since the last call."""
+        taken, self._ended = self._ended, []
+        return taken
 
     def close(self) -> None:
         """Ends the thread, without waiting for the steps that are still under way."""
@@ -144,6 +155,9 @@ class Meter:
             step, metrics, work, on_the_clock, waited_s, ended = self._in_flight.popleft()
             values = np.asarray(metrics.values)
             self._values.append(values)
+            self._ended.append(
+                (step, {n: _ratio(*pair) for n, pair in zip(metrics.names, values.tolist(), strict=True)})
+            )
             self.settled_step = step
             self.nonfinite_in_a_row = int(values[COUNTERS.index("nonfinite_in_a_row"), 0])
             self._unreadable += work.unreadable

@@ -20,8 +20,10 @@ EXTENDABLE = frozenset(
     ["num_steps", "log_every", "eval_every", "eval_batches", "preview_every", "checkpoint_every", "keep_last"]
     + ["keep_every", "keep_best", "fast_dir", "durable_every", "restore_check"]
     + ["max_nonfinite_steps", "num_workers", "hang_timeout_s", "mesh", "microbatches"]
+    + ["spike_sigma", "rollback_after", "rollback_skip", "max_rollbacks"]
 )
-"""Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding."""
+"""Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding, and a run
+that spikes must be given its limits while it lasts."""
 
 
 def open_run(workdir: Path, description: Mapping[str, Any], has_checkpoint: bool) -> None:

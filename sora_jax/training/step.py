@@ -2,7 +2,8 @@
 
 Groups of parameters are updated in the task's order, each seeing the groups before it already updated. A group's
 gradient is that of its summed loss over the microbatches, divided by the summed weight: accumulation equals the full
-batch. If any loss or gradient is not finite, nothing of the step is applied; the state counts it and moves on.
+batch. If any loss or gradient is not finite, or above the step's limits (`spikes.py`), nothing of the step is applied;
+the state counts it and moves on.
 
 The noise key of step `s` is `fold_in(key(seed), s)`. The keys of initialisation and evaluation are `fold_in`s of the
 same key with numbers that no step reaches (`split` would give those of the first steps).
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from sora_jax.config import TrainConfig
 from sora_jax.parallel import constrain
@@ -39,9 +40,9 @@ class TrainState:
     opt_state: dict[str, Any]
     """group name -> its optimizer's state"""
     skipped: Any
-    """int32 scalar: steps whose update was not applied"""
+    """int32 scalar: steps whose update was not applied, and those that a roll-back left out"""
     nonfinite_in_a_row: Any
-    """int32 scalar: how many of them are the most recent steps"""
+    """int32 scalar: how many of the most recent steps had a loss or gradient that was not finite"""
 
 
 @jax.tree_util.register_dataclass
@@ -82,21 +83,26 @@ def init_state(task: Task, config: TrainConfig, shardings: TrainState) -> TrainS
 
 
 def make_train_step(task: Task, config: TrainConfig, shardings: TrainState) -> Any:
-    """`jit(step)(state, frozen, batch) -> (state, StepMetrics)`; the old state's memory is reused.
+    """`jit(step)(state, frozen, batch, limits=None) -> (state, StepMetrics)`; the old state's memory is reused.
 
+    `limits [groups, 2]` are the highest mean loss and gradient norm of each group with which the step is applied.
     Call it under `jax.set_mesh`. The batch's arrays bring their own shardings.
     """
     optimizers = make_optimizers(task, config)
 
-    def train_step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def train_step(
+        state: TrainState, frozen: Frozen, batch: Batch, limits: Float[Array, "groups 2"] | None = None
+    ) -> tuple[TrainState, StepMetrics]:
         key = fold_seed(config.seed, state.step)
         params, opt_state, ema = dict(state.params), dict(state.opt_state), dict(state.ema)
-        finite, sums = jnp.bool_(True), {}
-        for group in task.groups:
+        finite, within, sums = jnp.bool_(True), jnp.bool_(True), {}
+        for number, group in enumerate(task.groups):
             optimizer = optimizers[group.name]
             loss, gradient = accumulate(group, params, frozen, batch, key, config.microbatches)
             norm = optax.tree.norm(gradient)
             finite &= jnp.isfinite(loss.total) & jnp.isfinite(norm)
+            if limits is not None:
+                within &= (loss.total / loss.weight <= limits[number, 0]) & (norm <= limits[number, 1])
             clipped = clip_by_norm(gradient, norm, optimizer.clip_norm)
             change, opt_state[group.name] = optimizer.update(
                 clipped, opt_state[group.name], params[group.name], state.step
@@ -107,11 +113,21 @@ def make_train_step(task: Task, config: TrainConfig, shardings: TrainState) -> A
             ema[group.name] = update_ema(ema[group.name], params[group.name], jnp.asarray(decay, jnp.float32))
             _add_metrics(sums, group, loss, norm, optimizer.learning_rate(state.step))
         new = dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state)
-        return _commit(state, new, finite, sums)
+        return _commit(state, new, finite, within, sums)
 
     mesh: Mesh = shardings.step.mesh
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def skip_to(state: TrainState, step: int, shardings: TrainState) -> TrainState:
+    """`state` as if the steps up to `step` had been taken and none of them applied."""
+    move = jax.jit(
+        lambda now, skipped: (jnp.full_like(now, step), skipped + (step - now)),
+        out_shardings=(shardings.step, shardings.skipped),
+    )
+    now, skipped = move(state.step, state.skipped)
+    return dataclasses.replace(state, step=now, skipped=skipped)
 
 
 def make_evaluate(task: Task, config: TrainConfig, shardings: TrainState) -> Any:
@@ -171,10 +187,14 @@ def _add_metrics(sums: Sums, group: ParamGroup, loss: LossOutput, norm: Array, r
         sums[f"{name}/{group.name}" if name in sums else name] = value
 
 
-def _commit(old: TrainState, new: TrainState, finite: Bool[Array, ""], sums: Sums) -> tuple[TrainState, StepMetrics]:
-    """The new state if every loss and gradient was finite, else the old one; the step counts either way."""
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    skipped = (~finite).astype(jnp.int32)
+def _commit(
+    old: TrainState, new: TrainState, finite: Bool[Array, ""], within: Bool[Array, ""], sums: Sums
+) -> tuple[TrainState, StepMetrics]:
+    """The new state if every loss and gradient was finite and within its limit, else the old one; the step counts
+    either way."""
+    applied = finite & within
+    kept = jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+    skipped = (~applied).astype(jnp.int32)
     in_a_row = jnp.where(finite, 0, old.nonfinite_in_a_row + 1)
     state = dataclasses.replace(
         kept, step=old.step + 1, skipped=old.skipped + skipped, nonfinite_in_a_row=in_a_row.astype(jnp.int32)
