@@ -61,6 +61,8 @@ def fit_rows(
     free_tokens, free_text, free_segments = free
     free_scarce = free[scarce]
     for rank, i in enumerate(order):
+        if rank == num_first:
+            _fill_empty(row, frames * frame_tokens, text, free)
         takes = (free_tokens >= tokens[i]) & (free_text >= text[i]) & (free_segments > 0)
         if rank < num_spread:
             chosen = int(np.where(takes, free_scarce, -1).argmax())
@@ -73,17 +75,20 @@ def fit_rows(
         if takes[chosen]:
             row[i] = chosen
             free[:, chosen] -= (frames[i] * frame_tokens[i], text[i], 1)
-    _fill_empty(row[:num_first], num_rows)
+    if num_first == len(order):
+        _fill_empty(row, frames * frame_tokens, text, free)
     return Fit(row, frames)
 
 
-def _fill_empty(row: np.ndarray, num_rows: int) -> None:
-    """Moves samples out of the rows with the most, so that no row trains on nothing."""
-    counts = np.bincount(row[row >= 0], minlength=num_rows)
+def _fill_empty(row: np.ndarray, tokens: np.ndarray, text: np.ndarray, free: Int64[np.ndarray, "3 rows"]) -> None:
+    """Moves samples out of the rows with the most, so that no row trains on nothing; `free` goes with them."""
+    counts = np.bincount(row[row >= 0], minlength=free.shape[1])
     for empty in np.flatnonzero(counts == 0):
         fullest = int(counts.argmax())
         if counts[fullest] < 2:
             return
-        row[np.flatnonzero(row == fullest)[-1]] = empty
-        counts[fullest] -= 1
-        counts[empty] += 1
+        moved = np.flatnonzero(row == fullest)[-1]
+        row[moved] = empty
+        for place, sign in ((fullest, 1), (empty, -1)):
+            counts[place] -= sign
+            free[:, place] += sign * np.array([tokens[moved], text[moved], 1])

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.row_fitting import Capacity, fit_rows
 
@@ -50,3 +52,22 @@ def test_cutting_fills_rows_to_the_brim() -> None:
 def test_no_row_is_empty_while_another_has_two() -> None:
     result = fit([5, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], 4, Capacity(5, 9, 9))
     assert sorted(result.row.tolist()) == [0, 1, 2, 3]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_rows_hold_what_they_take_whoever_came_first(data: st.DataObject) -> None:
+    """Few samples in many rows: rows that the first leave empty are filled up, and the others get what is then free."""
+    sizes = st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(1, 10))
+    frames, frame_tokens, text = np.array(data.draw(st.lists(sizes, min_size=2, max_size=40))).T
+    num_first, num_rows = data.draw(st.integers(1, len(frames))), data.draw(st.integers(1, 12))
+    capacity = Capacity(data.draw(st.integers(8, 99)), data.draw(st.integers(10, 30)), data.draw(st.integers(1, 6)))
+    may_cut = data.draw(st.booleans())
+    frames = np.minimum(frames, capacity.tokens // frame_tokens)
+    result = fit(frames, frame_tokens, text, num_rows, capacity, may_cut, num_first)
+    rows = used(result, frame_tokens, text, num_rows)
+    assert (rows <= np.array([[capacity.tokens], [capacity.text], [capacity.segments]])).all()
+    alone = fit(frames[:num_first], frame_tokens[:num_first], text[:num_first], num_rows, capacity, may_cut)
+    assert np.array_equal(alone.row, result.row[:num_first])
+    held = np.bincount(alone.row[alone.row >= 0], minlength=num_rows)
+    assert held.min() >= 1 or held.max() <= 1
