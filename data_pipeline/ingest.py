@@ -2,7 +2,8 @@
 
 Every frame is decoded once. What plays cleanly and is short enough keeps its own bytes. The rest is encoded again as
 `REENCODED`: windows of long videos, and the longest undamaged run of a broken one, if that is at least half of the
-frames that the file promises. Rejected: no picture, encrypted, mostly damaged, noise, a rate or size that is absurd.
+frames that the file promises. Rejected: no picture, encrypted, mostly damaged, noise, a rate, size or clock that is
+absurd.
 """
 
 import hashlib
@@ -15,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.video_frames import Frame, VideoInfo, frame_rate, iterate_frames, probe, resample
+from data_pipeline.frames import Frame, VideoInfo, frame_rate, resample
+from data_pipeline.video_frames import iterate_frames, probe
 from data_pipeline.video_io import encode_stream
 
 REENCODED = "mp4, H.264 crf 14, gop 8, 1 thread, 8-bit sRGB, square pixels"
 _CRF = 14
 MIN_FPS, MAX_FPS = 1.0, 240.0
 MIN_SIDE_PX = 8
+# A slide may be shown for a minute; a broken clock jumps by days, and holding a frame for them would fill the disk.
+MAX_HOLD_S = 120.0
 MIN_CLEAN_SHARE = 0.5
 # Neighbouring pixels of pictures resemble each other (correlation 0.8 and more); of noise they do not.
 NOISE_CORRELATION = 0.1
@@ -77,6 +81,8 @@ def ingest(path: Path, max_seconds: float) -> Verdict:
         return Verdict(checksum, rejected=str(error).removeprefix(f"{path} "))
     except MemoryError:
         return Verdict(checksum, rejected="its frames do not fit into memory")
+    except Exception as error:  # nothing that a file makes a library do may end the build
+        return Verdict(checksum, rejected=f"reading it fails: {type(error).__name__}: {error}")
 
 
 def _judge(path: Path, checksum: str, max_seconds: float) -> Verdict:
@@ -94,7 +100,7 @@ def _judge(path: Path, checksum: str, max_seconds: float) -> Verdict:
     times_s = scan.times_s[first:last]
     fps, constant = (info.fps, True) if len(times_s) == 1 else frame_rate(times_s, info.fps)
     info = replace(info, fps=fps, constant_rate=constant)
-    _check_sanity(path, info, first)
+    _check_sanity(path, info, first, max(np.diff(times_s), default=0.0))
     whole = not scan.error and last - first == len(scan.times_s)
     num_frames = len(times_s) if constant else max(1, round((times_s[-1] - times_s[0]) * fps) + 1)
     clips, notes = _cut(path, info, num_frames, times_s[0], whole, (last - first) / promised, max_seconds)
@@ -122,11 +128,14 @@ def _clean_run(corrupt: list[bool]) -> tuple[int, int]:
     return 1 - start, 1 - start + length
 
 
-def _check_sanity(path: Path, info: VideoInfo, first: int) -> None:
+def _check_sanity(path: Path, info: VideoInfo, first: int, hold_s: float) -> None:
+    """Raises `UserError` for rates, sizes and pictures that no camera makes; `hold_s`: the longest wait for a frame."""
     if not MIN_FPS <= info.fps <= MAX_FPS:
         raise UserError(f"its rate of {info.fps:g} frames/s is not within {MIN_FPS:g} to {MAX_FPS:g}")
     if min(info.height, info.width) < MIN_SIDE_PX:
         raise UserError(f"its frames of {info.width}x{info.height} are smaller than {MIN_SIDE_PX} pixels")
+    if hold_s > MAX_HOLD_S:
+        raise UserError(f"one frame is shown for {hold_s:.0f} s, longer than {MAX_HOLD_S:.0f} s: its clock is broken")
     samples = [frame.rgb() for frame in islice(iterate_frames(path), first, first + 4)]
     if all(_is_noise(sample) for sample in samples):
         raise UserError("it decodes to noise: encrypted or damaged beyond use")

@@ -2,14 +2,14 @@
 
 Display matrix (rotation, mirroring), non-square pixels (the short dimension is stretched), variable frame rate (frames
 lie where their timestamps say), edit lists (libavformat drops what they hide), any bit depth, HDR and alpha
-(`colour.py`), odd sizes; audio is ignored. An image is a video of one frame. Time 0 is the first shown frame.
+(`colour.py`), odd sizes; audio is ignored. An image is a video of one frame (`image_frames.py`). Time 0 is the first
+shown frame.
 """
 
 import io
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -17,60 +17,23 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.frame import PictureType
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from jaxtyping import UInt8
 
 from data_pipeline import colour
 from data_pipeline.errors import UserError
+from data_pipeline.frames import Frame, Source, VideoInfo, frame_rate, readable, source_name
+from data_pipeline.image_frames import iterate_image, open_image, probe_image
 
-IMAGE_FPS = 24.0  # an image has no rate: this one makes it a video of one frame
-Source = Path | str | bytes
-
-_IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-_COMMON_RATES = [Fraction(n * 1000, d) for n in (24, 30, 60, 120) for d in (1000, 1001)]
 _MEDIA_TYPES = {"mov": "video/mp4", "matroska": "video/x-matroska", "flv": "video/x-flv", "avi": "video/x-msvideo"}
 _SUFFIX_TYPES = {".webm": "video/webm", ".mov": "video/quicktime"}
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file declares. `height` and `width` are display pixels; `num_frames` counts what is meant to be shown,
-    at `fps`: the measured rate, or for a variable rate the rate of its usual frame distance."""
-
-    media_type: str
-    codec: str
-    num_frames: int
-    fps: float
-    constant_rate: bool
-    duration_s: float
-    height: int
-    width: int
-    has_audio: bool
-    colour: dict[str, str]
-    geometry: str
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One shown frame: its time, whether the decoder had to conceal damage, and its pixels when asked for.
-
-    `size` is (height, width) on display; `geometry` says how the coded picture was turned or stretched ("" if not).
-    """
-
-    time_s: float
-    corrupt: bool
-    colour: dict[str, str]
-    size: tuple[int, int]
-    geometry: str
-    rgb: Callable[[], UInt8[np.ndarray, "Y X 3"]]
-
-
 def probe(source: Source) -> VideoInfo:
     """Reads headers, packet times and the first frame. Raises `UserError` for what shows no frame."""
-    image = _open_image(source)
+    image = open_image(source, _file(source))
     if image is not None:
         with image:
-            return _probe_image(image)
+            return probe_image(image)
     with _open_video(source) as (container, stream):
         times = sorted(_packet_times(container, stream))
     fps, constant = frame_rate(times, float(stream.average_rate or 0))
@@ -93,34 +56,15 @@ def probe(source: Source) -> VideoInfo:
     )
 
 
-def frame_rate(times_s: list[float], declared: float) -> tuple[float, bool]:
-    """(rate, whether it is constant) of ascending frame times; `declared` decides only for a single frame.
-
-    Containers round timestamps (to 1 ms in Matroska and FLV), so a rate within 0.5% of the declared or 0.1% of a
-    common one is taken to be that.
-    """
-    steps = np.diff(times_s)
-    steps = steps[steps > 0]
-    if not len(steps):
-        return (declared if 1 <= declared <= 240 else IMAGE_FPS), True
-    median = float(np.median(steps))
-    near = np.abs(steps - median) <= max(0.25 * median, 0.002)
-    rate = 1 / float(steps[near].mean())
-    for known, tolerance in [(declared, 0.005), *((float(r), 0.001) for r in _COMMON_RATES)]:
-        if abs(rate - known) <= tolerance * known:
-            return known, bool(near.all())
-    return rate, bool(near.all())
-
-
 def iterate_frames(source: Source) -> Iterator[Frame]:
     """Frames in display order, from time 0.
 
     Raises `UserError` where the file cannot be read on, if it shows no frame at all, or if it is encrypted.
     """
-    image = _open_image(source)
+    image = open_image(source, _file(source))
     if image is not None:
         with image:
-            yield from _iterate_image(image)
+            yield from iterate_image(image)
         return
     with _open_video(source) as (container, stream):
         step = _declared_step(stream)
@@ -140,52 +84,24 @@ def iterate_frames(source: Source) -> Iterator[Frame]:
             raise UserError(f"{source_name(source)} shows no frame: its video stream is empty or damaged")
 
 
-def resample(
-    frames: Iterable[Frame], fps: float, num_frames: int, slack_s: float, start_s: float = 0.0
-) -> Iterator[Frame]:
-    """`num_frames` frames at constant `fps`: for each output time the newest frame not later than it.
-
-    `slack_s` absorbs rounded timestamps: a frame that is late by no more than it counts as on time. The last frame is
-    held to the end.
-    """
-    previous, emitted = None, 0
-    for frame in frames:
-        while previous is not None and emitted < num_frames and start_s + emitted / fps + slack_s < frame.time_s:
-            yield previous
-            emitted += 1
-        if emitted == num_frames:
-            return
-        previous = frame
-    while previous is not None and emitted < num_frames:
-        yield previous
-        emitted += 1
-
-
-def source_name(source: Source) -> str:
-    return "the stored video" if isinstance(source, bytes) else str(source)
-
-
 def _file(source: Source) -> io.BytesIO | str:
     return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 
 @contextmanager
 def _open_video(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its main video stream (no cover art); every libav error within becomes a `UserError`."""
-    try:
-        with av.open(_file(source), metadata_errors="ignore") as container:
-            videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-            if not videos:
-                kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-                raise UserError(f"{source_name(source)} has no video stream, only {', '.join(kinds)}")
-            best = container.streams.best("video")
-            stream = best if best in videos else videos[0]
-            if stream.codec_context is None:
-                raise UserError(f"{source_name(source)} has a video stream that no decoder here knows")
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except av.FFmpegError as error:
-        raise UserError(f"{source_name(source)} cannot be read: {error.strerror or error}") from error
+    """The container and its main video stream (no cover art); every error within becomes a `UserError`."""
+    with readable(source_name(source)), av.open(_file(source), metadata_errors="ignore") as container:
+        videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not videos:
+            kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+            raise UserError(f"{source_name(source)} has no video stream, only {', '.join(kinds)}")
+        best = container.streams.best("video")
+        stream = best if best in videos else videos[0]
+        if stream.codec_context is None:
+            raise UserError(f"{source_name(source)} has a video stream that no decoder here knows")
+        stream.codec_context.thread_count = 1
+        yield container, stream
 
 
 def _declared_step(stream: av.VideoStream) -> float:
@@ -236,7 +152,8 @@ def _frame(frame: av.VideoFrame, stream: av.VideoStream, time_s: float, corrupt:
 
 
 def _pixels(frame: av.VideoFrame, height: int, width: int, turn: tuple[bool, bool, bool]) -> UInt8[np.ndarray, "Y X 3"]:
-    pixels = colour.to_srgb(frame, height, width)
+    with readable("a frame"):
+        pixels = colour.to_srgb(frame, height, width)
     transpose, flip_x, flip_y = turn
     pixels = pixels.transpose(1, 0, 2) if transpose else pixels
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
@@ -251,59 +168,3 @@ def _display_transform(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
                 return False, False, False
             return (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
     return False, False, False
-
-
-def _open_image(source: Source) -> Image.Image | None:
-    """The file as an image, or None if it is none. Raises `UserError` for a damaged or absurdly large image."""
-    try:
-        return Image.open(_file(source), formats=_IMAGE_FORMATS)
-    except UnidentifiedImageError:
-        return None
-    except FileNotFoundError as error:
-        raise UserError(f"{source_name(source)} does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{source_name(source)} cannot be read: {error}") from error
-
-
-def _image_times(image: Image.Image) -> Float[np.ndarray, " edges"]:
-    """When each frame of an animation starts, and when the last one ends; browsers show 10 ms and less as 100 ms."""
-    num_frames = getattr(image, "n_frames", 1)
-    if num_frames == 1 or image.format == "TIFF":
-        return np.array([0, 1 / IMAGE_FPS])
-    durations_ms = [frame.info.get("duration", 100) for frame in ImageSequence.Iterator(image)]
-    return np.cumsum([0.0, *(d if d > 10 else 100 for d in durations_ms)]) / 1000
-
-
-def _probe_image(image: Image.Image) -> VideoInfo:
-    times = _image_times(image)
-    fps, constant = (IMAGE_FPS, True) if len(times) == 2 else frame_rate(list(times), 0.0)
-    first = next(_iterate_image(image))
-    num_frames = max(1, round(times[-1] * fps))
-    return VideoInfo(
-        media_type=Image.MIME[str(image.format)],
-        codec=str(image.format).lower(),
-        num_frames=num_frames,
-        fps=fps,
-        constant_rate=constant,
-        duration_s=num_frames / fps,
-        height=first.size[0],
-        width=first.size[1],
-        has_audio=False,
-        colour=first.colour,
-        geometry=first.geometry,
-    )
-
-
-def _iterate_image(image: Image.Image) -> Iterator[Frame]:
-    for number, time_s in enumerate(_image_times(image)[:-1]):
-        try:
-            image.seek(number)
-            upright = ImageOps.exif_transpose(image)
-            alpha = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
-            pixels = np.asarray(upright.convert("RGBA" if alpha else "RGB"))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise UserError(f"the image cannot be read: {error}") from error
-        if alpha:
-            pixels = ((pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255).astype(np.uint8)
-        handling = {"handling": "alpha over black" if alpha else "as is"}
-        yield Frame(float(time_s), False, handling, pixels.shape[:2], "", partial(np.array, pixels))

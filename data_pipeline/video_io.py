@@ -20,8 +20,9 @@ from PIL import Image
 
 from data_pipeline import colour
 from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.frames import Source, VideoInfo, resample, source_name
 from data_pipeline.records import ClipRecord
-from data_pipeline.video_frames import Source, VideoInfo, iterate_frames, probe, resample, source_name
+from data_pipeline.video_frames import iterate_frames, probe
 
 __all__ = [
     "Frames",

@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_pipeline import colour
 from data_pipeline.errors import UserError
-from data_pipeline.video_frames import Frame, frame_rate, iterate_frames, resample
+from data_pipeline.frames import Frame, frame_rate, resample
+from data_pipeline.video_frames import iterate_frames
 from data_pipeline.video_io import decode, encode_video, probe, resize_and_crop, write_video
 
 
