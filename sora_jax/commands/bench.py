@@ -1,4 +1,4 @@
-"""`sora-jax bench`: packing and loader measure the data path, loop the loop's overhead, flops counts models."""
+"""`sora-jax bench`: packing and loader measure the data path, loop the loop, storm survival, flops counts models."""
 
 import argparse
 import importlib
@@ -8,6 +8,7 @@ BENCHES = {
     "packing": "how full and how balanced the packing plan's rows are, on real or synthetic lengths",
     "loader": "tokens or frames a second from one data set through the stream",
     "loop": "the training loop's time over the bare jitted step's",
+    "storm": "one short run, killed hundreds of times: what is lost, and whether it ends the same",
     "flops": "parameters and FLOPs of the named model sizes, beside the DiT paper's",
 }
 
