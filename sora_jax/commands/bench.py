@@ -1,4 +1,7 @@
-"""`sora-jax bench`: packing and loader measure the data path, loop the loop, storm survival, flops counts models."""
+"""`sora-jax bench`: packing and loader measure the data path, loop the loop, storm survival, flops counts models.
+
+checkpoint measures saves and restarts, damage what `checkpoint verify` finds.
+"""
 
 import argparse
 import importlib
@@ -9,6 +12,8 @@ BENCHES = {
     "loader": "tokens or frames a second from one data set through the stream",
     "loop": "the training loop's time over the bare jitted step's",
     "storm": "one short run, killed hundreds of times: what is lost, and whether it ends the same",
+    "checkpoint": "what saves, restores and restarts cost a run",
+    "damage": "how much damage to a checkpoint's files is found",
     "flops": "parameters and FLOPs of the named model sizes, beside the DiT paper's",
 }
 
