@@ -14,10 +14,10 @@ from tests.sora_jax.training.saved_states import biggest_file, save_all
 def test_every_sampled_damage_is_found_and_the_run_is_left_alone(tmp_path, capsys):
     save_all(tmp_path / "run", [1], size=8)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert main(["bench", "damage", "--run", str(tmp_path / "run"), "--samples", "40"]) == 0
+    assert main(["bench", "damage", "--run", str(tmp_path / "run"), "--samples", "24"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["samples"], found["detected"], found["restore_refused"]) == (40, 40, 40)
-    assert sum(found["kinds"][kind]["tried"] for kind in KINDS) == 40 and found["missed"] == []
+    assert (found["samples"], found["detected"], found["restore_refused"]) == (24, 24, 24)
+    assert sum(found["kinds"][kind]["tried"] for kind in KINDS) == 24 and found["missed"] == []
     assert all(found["kinds"][kind]["detected"] == found["kinds"][kind]["tried"] > 0 for kind in KINDS)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
