@@ -1,7 +1,7 @@
 """A folder of videos and images to clip shards: `sora-jax data build`.
 
-Two steps. *Ingest*, parallel over inputs: each verdict (`ingest.py`) is staged in `DIR/.staging`, keyed by the path,
-the content and the options, so that a killed build continues. *Assemble*, in one process and in sorted order: groups,
+Two steps. *Ingest*, parallel over inputs: each verdict (`ingest.py`) is staged in `DIR/.staging` (`staging.py`), so
+that a killed build continues. *Assemble*, in one process and in sorted order: groups,
 split, tokenizer, captions, shards. The second step is a pure function of the first, so the shards are the same bytes
 whatever happened on the way. `DIR/inputs.jsonl` says what became of every input, `DIR/rejected.jsonl` why not.
 """
@@ -11,20 +11,17 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from data_pipeline.errors import UserError, from_os_error
-from data_pipeline.ingest import REENCODED, Clip, Verdict, ingest, verdict_from_plain, verdict_to_plain
+from data_pipeline.ingest import Clip, Verdict
 from data_pipeline.records import Caption, ClipRecord
 from data_pipeline.shards import Manifest, ShardWriter
+from data_pipeline.staging import file_checksum, load_verdict, stage_all
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.walk import (
     DROID_GROUP,
@@ -39,7 +36,7 @@ from data_pipeline.walk import (
 
 logger = logging.getLogger(__name__)
 
-BUILD_VERSION = 1  # part of every key: raise it when the same input gives other clips
+BUILD_VERSION = 2  # part of every key: raise it when the same input gives other clips
 
 
 @dataclass(frozen=True)
@@ -63,10 +60,15 @@ class BuildConfig:
 
 @dataclass(frozen=True)
 class Input:
+    """A file and its verdict, which stays on disk until it is looked at: there may be millions."""
+
     path: str
-    verdict: Verdict
+    staged: Path
     lines: tuple[CaptionLine, ...]
     group: str
+
+    def verdict(self) -> Verdict:
+        return load_verdict(self.staged)
 
 
 def build(
@@ -100,10 +102,10 @@ def build(
         if (out / "manifest.json").exists():
             manifest = _finished(videos, out, paths, lines, config, loaded, workers)
         else:
-            verdicts = _stage_all(videos, out, paths, config, workers, on_progress)
+            staged = stage_all(videos, out / ".staging", paths, BUILD_VERSION, config.max_seconds, workers, on_progress)
             pattern = group_pattern(config.group_regex)
             inputs = [
-                Input(path, verdicts[path], tuple(own := lines.get(path, [])), group_of(path, own, pattern))
+                Input(path, staged[path], tuple(own := lines.get(path, [])), group_of(path, own, pattern))
                 for path in paths
             ]
             manifest = _assemble(videos, out, inputs, config, loaded)
@@ -134,82 +136,22 @@ def _finished(
 ) -> Manifest:
     """The manifest of a finished data set, if it was built from the same; only checksums are read."""
     manifest = Manifest.load(out)
+    version = manifest.metadata.get("build_version", 1)
+    if version != BUILD_VERSION:
+        raise UserError(
+            f"{out} was built by version {version} of the build, this is {BUILD_VERSION}: train on it as it is, or "
+            "choose another --out"
+        )
     built, asked = manifest.metadata.get("options", {}), asdict(config)
     if built != asked:
         other = {name: (built.get(name), value) for name, value in asked.items() if built.get(name) != value}
         raise UserError(f"{out} was built with other options, (there, asked for): {other}: choose another --out")
     with ThreadPoolExecutor(workers) as pool:
-        checksums = pool.map(lambda path: _checksum(videos / path), paths)
+        checksums = pool.map(lambda path: file_checksum(videos / path), paths)
         key = _build_key(dict(zip(paths, checksums, strict=True)), lines, config, tokenizer)
     if manifest.metadata.get("build_key") != key:
         raise UserError(f"{out} holds a data set of other inputs or captions: choose another --out or delete it")
     return manifest
-
-
-def _stage_all(
-    videos: Path,
-    out: Path,
-    paths: list[str],
-    config: BuildConfig,
-    workers: int,
-    on_progress: Callable[[int, int], None],
-) -> dict[str, Verdict]:
-    """The verdict on every path. A decoder that crashes its process costs only the file that made it crash.
-
-    After a crash the files that may have been in flight (the pool queues one more than it runs) get a process each.
-    """
-    staging = out / ".staging"
-    staging.mkdir(parents=True, exist_ok=True)
-    verdicts: dict[str, Verdict] = {}
-    left = list(paths)
-    while left:
-        for path, verdict in _stage_in_pool(videos, staging, left, config, workers):
-            verdicts[path] = verdict
-            on_progress(len(verdicts), len(paths))
-        left = [path for path in left if path not in verdicts]
-        for path in left[: 2 * workers + 1]:
-            logger.warning("a process died: %s runs on its own", path)
-            alone = dict(_stage_in_pool(videos, staging, [path], config, 1))
-            verdicts[path] = alone.get(path, Verdict("", rejected="it crashes the decoder"))
-            on_progress(len(verdicts), len(paths))
-        left = [path for path in left if path not in verdicts]
-    return verdicts
-
-
-def _stage_in_pool(
-    videos: Path, staging: Path, paths: list[str], config: BuildConfig, workers: int
-) -> Iterator[tuple[str, Verdict]]:
-    """Verdicts as they come; stops where a process dies."""
-    with ProcessPoolExecutor(max(1, min(workers, len(paths))), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_stage, videos, staging, path, config.max_seconds): path for path in paths}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], verdict_from_plain(msgpack.unpackb(future.result().read_bytes()))
-            except BrokenProcessPool:
-                return
-
-
-def _stage(videos: Path, staging: Path, path: str, max_seconds: float) -> Path:
-    """Ingests one input unless an earlier run has; returns the staged verdict's file."""
-    checksum = _checksum(videos / path)
-    key = json.dumps([BUILD_VERSION, REENCODED, printable(path), checksum, max_seconds])
-    staged = staging / hashlib.sha256(key.encode()).hexdigest()
-    if not staged.exists():
-        packed = msgpack.packb(verdict_to_plain(ingest(videos / path, max_seconds)))
-        partial_path = staged.with_suffix(".part")
-        partial_path.write_bytes(packed)
-        partial_path.replace(staged)
-    return staged
-
-
-def _checksum(path: Path) -> str:
-    if not path.is_file():  # a dangling link; a pipe would block for ever
-        return ""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def _assemble(
@@ -219,26 +161,32 @@ def _assemble(
     config: BuildConfig,
     tokenizer: Tokenizer | None,
 ) -> Manifest:
-    """Shards from verdicts."""
-    usable = [item for item in inputs if item.verdict.clips]
+    """Shards from verdicts, one in memory at a time."""
+    checksums, usable = {}, []
+    for item in inputs:
+        verdict = item.verdict()
+        checksums[item.path] = verdict.checksum
+        usable += [item] if verdict.clips else []
     held = heldout_groups({item.group for item in usable}, config.heldout_fraction)
     _write_outcomes(out, inputs, held)
     if not usable:
         raise UserError(f"none of the {len(inputs)} inputs in {videos} is usable: {out}/rejected.jsonl says why")
-    checksums = {item.path: item.verdict.checksum for item in inputs}
     metadata = {
         "build_key": _build_key(checksums, {item.path: list(item.lines) for item in inputs}, config, tokenizer),
+        "build_version": BUILD_VERSION,
         "options": asdict(config),
         "inputs": len(inputs),
         "rejected": len(inputs) - len(usable),
     }
     if tokenizer is None:
-        texts = [line.text for item in usable if item.group not in held for line in item.lines]
+        texts = (line.text for item in usable if item.group not in held for line in item.lines)
         tokenizer = Tokenizer.train(texts, config.vocab_size)
     writer = ShardWriter(out, "clip", config.records_per_shard, tokenizer, metadata)
     for item in usable:
-        for clip in item.verdict.clips:
-            writer.write(_record(videos, item, clip, "heldout" if item.group in held else "train", config, tokenizer))
+        split = "heldout" if item.group in held else "train"
+        for clip in item.verdict().clips:
+            video = _video(videos / item.path, clip, checksums[item.path])
+            writer.write(_record(item, clip, video, split, config, tokenizer))
     return writer.finish()
 
 
@@ -253,11 +201,17 @@ def _build_key(
     return hashlib.sha256(json.dumps([BUILD_VERSION, asdict(config), fingerprint, parts]).encode()).hexdigest()
 
 
-def _record(videos: Path, item: Input, clip: Clip, split: str, config: BuildConfig, tokenizer: Tokenizer) -> ClipRecord:
-    video = clip.video if clip.video is not None else (videos / item.path).read_bytes()
-    checksum = hashlib.sha256(video).hexdigest()
-    if clip.video is None and checksum != item.verdict.checksum:
-        raise UserError(f"{videos / item.path} changed during the build: run it again")
+def _video(path: Path, clip: Clip, checksum: str) -> bytes:
+    """The clip's bytes. Raises `UserError` if the source has changed since it was judged."""
+    if clip.video is not None:
+        return clip.video.read_bytes()
+    video = path.read_bytes()
+    if hashlib.sha256(video).hexdigest() != checksum:
+        raise UserError(f"{path} changed during the build: run it again")
+    return video
+
+
+def _record(item: Input, clip: Clip, video: bytes, split: str, config: BuildConfig, tokenizer: Tokenizer) -> ClipRecord:
     return ClipRecord(
         clip_id=printable(item.path) + clip.suffix,
         source_id=printable(item.path),
@@ -274,7 +228,7 @@ def _record(videos: Path, item: Input, clip: Clip, split: str, config: BuildConf
         crop=(0, 0, clip.height, clip.width),
         colour=clip.colour,
         license=next((line.license for line in item.lines if line.license), config.license),
-        checksum=checksum,
+        checksum=hashlib.sha256(video).hexdigest(),
         captions=tuple(
             Caption(line.text, line.source, line.language, tokenizer.num_tokens(line.text))
             for line in item.lines
@@ -286,27 +240,30 @@ def _record(videos: Path, item: Input, clip: Clip, split: str, config: BuildConf
 
 def _write_outcomes(out: Path, inputs: list[Input], held: set[str]) -> None:
     """`inputs.jsonl`: a line an input; `rejected.jsonl`: path and reason of those without a clip."""
-    outcomes, rejected = [], []
-    for item in inputs:
-        path, verdict = printable(item.path), item.verdict
-        if verdict.rejected:
-            rejected.append({"path": path, "reason": verdict.rejected})
-            outcomes.append({"path": path, "outcome": "rejected", "why": verdict.rejected})
-            continue
-        first = verdict.clips[0]
-        outcomes.append(
-            {
-                "path": path,
-                "outcome": "kept" if first.video is None else "encoded again",
-                "split": "heldout" if item.group in held else "train",
-                "clips": len(verdict.clips),
-                "frames": sum(clip.num_frames for clip in verdict.clips),
-                "size": f"{first.width}x{first.height}",
-                "fps": round(first.fps, 3),
-                "why": "; ".join(verdict.notes) or "plays as it is",
-            }
-        )
-    for name, lines in (("inputs.jsonl", outcomes), ("rejected.jsonl", rejected)):
-        partial_path = out / f".{name}.part"
-        partial_path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
-        partial_path.replace(out / name)
+    names = ("inputs.jsonl", "rejected.jsonl")
+    with (out / f".{names[0]}.part").open("w") as outcomes, (out / f".{names[1]}.part").open("w") as rejected:
+        for item in inputs:
+            verdict = item.verdict()
+            print(json.dumps(_outcome(item, verdict, held), ensure_ascii=False), file=outcomes)
+            if verdict.rejected:
+                line = {"path": printable(item.path), "reason": verdict.rejected}
+                print(json.dumps(line, ensure_ascii=False), file=rejected)
+    for name in names:
+        (out / f".{name}.part").replace(out / name)
+
+
+def _outcome(item: Input, verdict: Verdict, held: set[str]) -> dict[str, Any]:
+    path = printable(item.path)
+    if verdict.rejected:
+        return {"path": path, "outcome": "rejected", "why": verdict.rejected}
+    first = verdict.clips[0]
+    return {
+        "path": path,
+        "outcome": "kept" if first.video is None else "encoded again",
+        "split": "heldout" if item.group in held else "train",
+        "clips": len(verdict.clips),
+        "frames": sum(clip.num_frames for clip in verdict.clips),
+        "size": f"{first.width}x{first.height}",
+        "fps": round(first.fps, 3),
+        "why": "; ".join(verdict.notes) or "plays as it is",
+    }

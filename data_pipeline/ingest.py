@@ -33,10 +33,10 @@ NOISE_CORRELATION = 0.1
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip before it has captions, group and split. `video` is None where the source's own bytes are kept."""
+    """A clip before it has captions, group and split. `video` is its file, None where the source's own bytes stay."""
 
     suffix: str
-    video: bytes | None
+    video: Path | None
     media_type: str
     fps: float
     num_frames: int
@@ -66,8 +66,18 @@ class _Scan:
     error: str = ""
 
 
-def ingest(path: Path, max_seconds: float) -> Verdict:
-    """The verdict on one file. Raises nothing for bad files: that is a verdict too."""
+class _Unwritable(Exception):
+    """Not the input is at fault, but the disk that the clips go to."""
+
+    def __init__(self, reason: OSError):
+        self.reason = reason
+
+
+def ingest(path: Path, max_seconds: float, staged: Path) -> Verdict:
+    """The verdict on one file; clips that are encoded again are written to files whose names begin with `staged`.
+
+    Raises nothing for bad files: that is a verdict too. Raises `OSError` where `staged` cannot be written.
+    """
     if not path.is_file():
         return Verdict("", rejected="it is a dangling link or no regular file")
     try:
@@ -76,16 +86,18 @@ def ingest(path: Path, max_seconds: float) -> Verdict:
     except OSError as error:
         return Verdict("", rejected=f"the file cannot be read: {error.strerror or error}")
     try:
-        return _judge(path, checksum, max_seconds)
+        return _judge(path, checksum, max_seconds, staged)
     except UserError as error:
         return Verdict(checksum, rejected=str(error).removeprefix(f"{path} "))
     except MemoryError:
         return Verdict(checksum, rejected="its frames do not fit into memory")
+    except _Unwritable as error:
+        raise error.reason from error
     except Exception as error:  # nothing that a file makes a library do may end the build
         return Verdict(checksum, rejected=f"reading it fails: {type(error).__name__}: {error}")
 
 
-def _judge(path: Path, checksum: str, max_seconds: float) -> Verdict:
+def _judge(path: Path, checksum: str, max_seconds: float, staged: Path) -> Verdict:
     if path.stat().st_size == 0:
         raise UserError("the file is empty")
     info = probe(path)
@@ -103,8 +115,14 @@ def _judge(path: Path, checksum: str, max_seconds: float) -> Verdict:
     _check_sanity(path, info, first, max(np.diff(times_s), default=0.0))
     whole = not scan.error and last - first == len(scan.times_s)
     num_frames = len(times_s) if constant else max(1, round((times_s[-1] - times_s[0]) * fps) + 1)
-    clips, notes = _cut(path, info, num_frames, times_s[0], whole, (last - first) / promised, max_seconds)
-    return Verdict(checksum, clips, notes=(*_handling(info), *notes))
+    scores = {} if whole else {"clean_share": round((last - first) / promised, 6)}
+    clip = Clip("", None, info.media_type, info.fps, num_frames, info.height, info.width, info.colour, scores)
+    count = -(-num_frames // max(1, int(max_seconds * info.fps)))
+    if whole and count == 1:
+        return Verdict(checksum, (clip,), notes=tuple(_handling(info)))
+    notes = [] if whole else [f"the undamaged {100 * scores['clean_share']:.0f}% encoded again"]
+    notes += [f"cut into {count} windows, encoded again"] if count > 1 else []
+    return Verdict(checksum, _windows(path, clip, times_s[0], count, staged), notes=(*_handling(info), *notes))
 
 
 def _scan(path: Path) -> _Scan:
@@ -160,47 +178,43 @@ def _handling(info: VideoInfo) -> Iterator[str]:
         yield "audio ignored"
 
 
-def _cut(
-    path: Path, info: VideoInfo, num_frames: int, start_s: float, whole: bool, clean_share: float, max_seconds: float
-) -> tuple[tuple[Clip, ...], list[str]]:
-    """The clips of the clean run, which begins at `start_s`: one, or windows of nearly equal length."""
-    longest = max(1, int(max_seconds * info.fps))
-    count = -(-num_frames // longest)
-    scores = {} if whole else {"clean_share": round(clean_share, 6)}
-    clip = Clip("", None, info.media_type, info.fps, num_frames, info.height, info.width, info.colour, scores)
-    if whole and count == 1:
-        return (clip,), []
-    edges = [round(window * num_frames / count) for window in range(count + 1)]
-    slack_s = 0.25 / info.fps
-    shown = resample(_until_damage(path, start_s), info.fps, num_frames, slack_s, start_s)
-    clips = []
+def _windows(path: Path, clip: Clip, start_s: float, count: int, staged: Path) -> tuple[Clip, ...]:
+    """The clean run of `clip.num_frames` frames, which begins at `start_s`, in windows of nearly equal length."""
+    colour = {
+        "primaries": "bt709",
+        "transfer": "bt709",
+        "matrix": "bt709",
+        "range": "limited",
+        "handling": "as is",
+        "source": ", ".join(f"{name} {value}" for name, value in clip.colour.items()),
+    }
+    edges = [round(window * clip.num_frames / count) for window in range(count + 1)]
+    shown = resample(_until_damage(path, start_s), clip.fps, clip.num_frames, 0.25 / clip.fps, start_s)
+    windows = []
     for window, (begin, end) in enumerate(pairwise(edges)):
-        video = encode_stream(
-            (f.rgb() for f in islice(shown, end - begin)), info.height, info.width, info.fps, crf=_CRF
-        )
-        place = {"source_start_s": round(start_s + begin / info.fps, 6)} if count > 1 or start_s else {}
-        suffix = f"#{window:04d}" if count > 1 else ""
-        colour = {
-            "primaries": "bt709",
-            "transfer": "bt709",
-            "matrix": "bt709",
-            "range": "limited",
-            "handling": "as is",
-            "source": ", ".join(f"{name} {value}" for name, value in info.colour.items()),
-        }
-        clips.append(
+        pixels = (frame.rgb() for frame in islice(shown, end - begin))
+        video = encode_stream(pixels, clip.height, clip.width, clip.fps, crf=_CRF)
+        place = {"source_start_s": round(start_s + begin / clip.fps, 6)} if count > 1 or start_s else {}
+        windows.append(
             replace(
                 clip,
-                suffix=suffix,
-                video=video,
+                suffix=f"#{window:04d}" if count > 1 else "",
+                video=_written(staged.with_name(f"{staged.name}.{window:04d}"), video),
                 media_type="video/mp4",
                 num_frames=end - begin,
                 colour=colour,
-                scores={**scores, **place},
+                scores={**clip.scores, **place},
             )
         )
-    notes = [] if whole else [f"the undamaged {100 * clean_share:.0f}% encoded again"]
-    return tuple(clips), [*notes, f"cut into {count} windows, encoded again"] if count > 1 else notes
+    return tuple(windows)
+
+
+def _written(path: Path, video: bytes) -> Path:
+    try:
+        path.write_bytes(video)
+    except OSError as error:
+        raise _Unwritable(error) from error
+    return path
 
 
 def _until_damage(path: Path, start_s: float) -> Iterator[Frame]:
@@ -213,10 +227,12 @@ def _until_damage(path: Path, start_s: float) -> Iterator[Frame]:
 
 
 def verdict_to_plain(verdict: Verdict) -> dict[str, Any]:
-    """For msgpack."""
-    return {**vars(verdict), "clips": [vars(clip) for clip in verdict.clips]}
+    """For msgpack, without the videos."""
+    clips = [{**vars(clip), "video": clip.video and clip.video.name} for clip in verdict.clips]
+    return {**vars(verdict), "clips": clips}
 
 
-def verdict_from_plain(plain: dict[str, Any]) -> Verdict:
-    clips = tuple(Clip(**clip) for clip in plain["clips"])
+def verdict_from_plain(plain: dict[str, Any], folder: Path) -> Verdict:
+    """`folder` holds the videos."""
+    clips = tuple(Clip(**{**clip, "video": clip["video"] and folder / clip["video"]}) for clip in plain["clips"])
     return Verdict(**{**plain, "clips": clips, "notes": tuple(plain["notes"])})

@@ -10,17 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipeline.build import BuildConfig, build
+from data_pipeline.build import BUILD_VERSION, BuildConfig, build
 from data_pipeline.errors import UserError
 from data_pipeline.ingest import ingest
 from data_pipeline.outcomes import outcomes_table
 from data_pipeline.shards import ShardReader
+from data_pipeline.staging import load_verdict, stage_all
 from data_pipeline.video_io import decode, decode_record, encode_video, write_video
 from data_pipeline.walk import DROID_GROUP, group_of, group_pattern, heldout_groups, read_captions
 
@@ -185,6 +187,21 @@ def test_long_videos_become_windows_that_add_up(tmp_path):
     assert "cut into 3 windows" in outcomes_table(tmp_path / "out")[0]
 
 
+def test_clips_are_assembled_one_at_a_time(tmp_path):
+    """Sixteen windows, each encoded again; never two of them in the memory of the process that writes the shards."""
+    coarse = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8)
+    write_video(tmp_path / "in" / "long.mp4", coarse.repeat(3, axis=1).repeat(3, axis=2), 8.0, crf=14)
+    staged = stage_all(tmp_path / "in", tmp_path / "out" / ".staging", ["long.mp4"], BUILD_VERSION, 0.5, 1, print)
+    sizes = [clip.video.stat().st_size for clip in load_verdict(staged["long.mp4"]).clips]
+    tracemalloc.start()
+    try:
+        build(tmp_path / "in", tmp_path / "out", BuildConfig(max_seconds=0.5, heldout_fraction=0.0))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(sizes) == 16 and peak < 0.7 * sum(sizes)
+
+
 def test_the_undamaged_run_of_a_broken_file_is_kept_if_it_is_half(tmp_path):
     whole = encode_video(clip(2, num_frames=64), 8.0, "mp4", 1)
     start = whole.index(b"mdat") + 4
@@ -196,14 +213,14 @@ def test_the_undamaged_run_of_a_broken_file_is_kept_if_it_is_half(tmp_path):
         path.write_bytes(whole[:place] + bytes(200) + whole[place + 200 :])
         return path
 
-    verdict = ingest(broken_at(0.8), 20.0)
+    verdict = ingest(broken_at(0.8), 20.0, tmp_path / "staged")
     assert len(verdict.clips) == 1, verdict.rejected
     kept = verdict.clips[0]
     assert kept.video is not None and 0.5 <= kept.scores["clean_share"] < 0.9
     assert kept.num_frames == round(64 * kept.scores["clean_share"])
     reference = decode(whole)[0][: kept.num_frames].astype(float)
     assert 10 * np.log10(255**2 / np.mean((decode(kept.video)[0] - reference) ** 2)) > 28
-    assert "play cleanly" in ingest(broken_at(0.3), 20.0).rejected
+    assert "play cleanly" in ingest(broken_at(0.3), 20.0, tmp_path / "staged").rejected
 
 
 def test_groups_are_held_out_by_a_hash_of_their_own():
@@ -261,11 +278,11 @@ def test_bad_folders_and_options_are_clear_errors(tmp_path):
             build(tmp_path / "in", tmp_path / "out", BuildConfig(**options))
 
 
-def test_encrypted_and_keyless_files_are_rejected(shared_data):
+def test_encrypted_and_keyless_files_are_rejected(shared_data, tmp_path):
     odd = shared_data / "odd_videos"
-    assert "encrypted" in ingest(odd / "mp4ff__prog_8s_enc_dashinit.mp4", 20.0).rejected
-    assert "play cleanly" in ingest(odd / "media__sample_with_junk", 20.0).rejected
-    assert "play cleanly" in ingest(odd / "libwebm__block_ends_beyond_cluster.mkv", 20.0).rejected
-    kept = ingest(odd / "media__sample_vvc.mp4", 20.0)
+    assert "encrypted" in ingest(odd / "mp4ff__prog_8s_enc_dashinit.mp4", 20.0, tmp_path / "staged").rejected
+    assert "play cleanly" in ingest(odd / "media__sample_with_junk", 20.0, tmp_path / "staged").rejected
+    assert "play cleanly" in ingest(odd / "libwebm__block_ends_beyond_cluster.mkv", 20.0, tmp_path / "staged").rejected
+    kept = ingest(odd / "media__sample_vvc.mp4", 20.0, tmp_path / "staged")
     assert kept.clips[0].video is None and kept.clips[0].num_frames == 120
     assert kept.checksum == hashlib.sha256((odd / "media__sample_vvc.mp4").read_bytes()).hexdigest()

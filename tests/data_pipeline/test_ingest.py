@@ -79,10 +79,10 @@ def mutated(data: bytes, seed: int) -> bytes:
 def test_damaged_files_of_every_format_get_a_verdict(tmp_path: Path, name: str):
     whole = every_format()[name]
     (tmp_path / name).write_bytes(whole)
-    assert ingest(tmp_path / name, 20.0).clips, "undamaged, it is kept"
+    assert ingest(tmp_path / name, 20.0, tmp_path / "staged").clips, "undamaged, it is kept"
     for seed in range(12):
         (tmp_path / name).write_bytes(mutated(whole, seed))
-        verdict = ingest(tmp_path / name, 20.0)
+        verdict = ingest(tmp_path / name, 20.0, tmp_path / "staged")
         assert bool(verdict.clips) != bool(verdict.rejected)
 
 
@@ -103,9 +103,12 @@ def test_a_build_goes_on_past_damaged_animations(tmp_path: Path):
 def test_a_clock_that_jumps_is_refused_and_does_not_fill_the_disk(tmp_path: Path):
     path = tmp_path / "a.mkv"
     path.write_bytes(film("matroska", "ffv1", "yuv420p", (0, 1, 2, 3, 4, 1e6)))
-    assert "one frame is shown for 999996 s, longer than 120 s: its clock is broken" in ingest(path, 20.0).rejected
+    assert (
+        "one frame is shown for 999996 s, longer than 120 s: its clock is broken"
+        in ingest(path, 20.0, tmp_path / "staged").rejected
+    )
     path.write_bytes(film("matroska", "ffv1", "yuv420p", (0, 1, 2, 3, 4, 0.5 * MAX_HOLD_S)))
-    assert ingest(path, 20.0).clips
+    assert ingest(path, 20.0, tmp_path / "staged").clips
 
 
 def test_the_rate_of_three_frames_of_which_one_is_late():
