@@ -78,6 +78,8 @@ def ingest(path: Path, max_seconds: float, staged: Path) -> Verdict:
 
     Raises nothing for bad files: that is a verdict too. Raises `OSError` where `staged` cannot be written.
     """
+    if path.is_dir():
+        return Verdict("", rejected="the folder cannot be read: check its permissions")
     if not path.is_file():
         return Verdict("", rejected="it is a dangling link or no regular file")
     try:

@@ -35,20 +35,33 @@ class CaptionLine:
 def find_inputs(videos: Path, exclude: Path) -> list[str]:
     """Relative paths (with `/`) of all files but sidecars and hidden ones, sorted; `exclude` is left out.
 
+    Links to folders are followed; a folder that cannot be read counts as an input, so that it is not lost in silence.
     Raises `UserError` if `videos` is no folder or holds no input.
     """
     if not videos.is_dir():
         raise UserError(f"{videos} is not a folder: pass the folder of videos as --videos")
-    found = []
-    for folder, names, files in os.walk(videos, followlinks=False):
-        names[:] = sorted(
-            n for n in names if not n.startswith(".") and (Path(folder) / n).resolve() != exclude.resolve()
-        )
-        visible = (name for name in files if not name.startswith("."))
-        found += [Path(folder, name).relative_to(videos).as_posix() for name in visible if not is_sidecar(name)]
+    found = sorted(path.relative_to(videos).as_posix() for path in _walk(videos, {exclude.resolve()}))
     if not found:
         raise UserError(f"{videos} holds no videos or images")
-    return sorted(found)
+    if found == ["."]:
+        raise UserError(f"{videos} cannot be read: check its permissions")
+    return found
+
+
+def _walk(videos: Path, visited: set[Path]) -> Iterator[Path]:
+    """Inputs and unreadable folders. Each folder is `visited` once, links after the folders that lie here."""
+    tops = [videos]
+    for top in tops:
+        unreadable: list[OSError] = []
+        for folder, names, files in os.walk(top, onerror=unreadable.append):
+            if (real := Path(folder).resolve()) in visited:
+                names.clear()
+                continue
+            visited.add(real)
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            tops += [link for link in (Path(folder, name) for name in names) if link.is_symlink()]
+            yield from (Path(folder, name) for name in files if not name.startswith(".") and not is_sidecar(name))
+        yield from (Path(error.filename) for error in unreadable)
 
 
 def is_sidecar(name: str) -> bool:
@@ -75,7 +88,7 @@ def read_captions(path: Path | None, videos: Path) -> dict[str, list[CaptionLine
     captions: dict[str, list[CaptionLine]] = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, row in _csv_rows(file) if path.suffix.lower() == ".csv" else _json_rows(file, path):
+            for number, row in _csv_rows(file, path) if path.suffix.lower() == ".csv" else _json_rows(file, path):
                 name = _text(row, "path", path, number)
                 captions.setdefault(_path_within(videos, name, path), []).append(_caption_line(row, path, number))
     except csv.Error as error:
@@ -84,6 +97,8 @@ def read_captions(path: Path | None, videos: Path) -> dict[str, list[CaptionLine
         raise UserError(f"captions file {path} is not UTF-8 ({error}): save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"captions file {path} cannot be read: {error.strerror or error}") from error
+    if not captions:
+        raise UserError(f"captions file {path} has no captions: write a line a clip, or delete it to go without")
     return captions
 
 
@@ -97,8 +112,15 @@ def _path_within(videos: Path, name: str, captions: Path) -> str:
     return name.removeprefix("./")
 
 
-def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from enumerate(csv.DictReader(file, strict=True), start=2)
+def _csv_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(file, strict=True)
+    for row in reader:
+        if None in row:
+            raise UserError(
+                f"{path} line {reader.line_num} has {len(row) - 1 + len(row[None])} columns, the first line "
+                f"{len(row) - 1}: quote a text with commas"
+            )
+        yield reader.line_num, row
 
 
 def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -123,12 +145,21 @@ def _text(row: dict[str, Any], column: str, path: Path, number: int) -> str:
     return value
 
 
+def _storable(text: str, path: Path, number: int) -> str:
+    """Raises `UserError` for half of a character, as JSON can spell it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        bad = text[error.start : error.end].encode("unicode_escape").decode()
+        raise UserError(f"{path} line {number} has {bad}, half of a character (a lone surrogate): mend it") from error
+    return text
+
+
 def _caption_line(row: dict[str, Any], path: Path, number: int) -> CaptionLine:
-    optional = {
-        name: str(row.get(name) or "") for name in ("caption_source", "language", "group", "license", "licence")
-    }
+    columns = ("caption_source", "language", "group", "license", "licence")
+    optional = {name: _storable(str(row.get(name) or ""), path, number) for name in columns}
     return CaptionLine(
-        text=_text(row, "caption", path, number).strip(),
+        text=_storable(_text(row, "caption", path, number).strip(), path, number),
         source=optional["caption_source"] or "unknown",
         language=optional["language"] or "und",
         group=optional["group"],
@@ -140,7 +171,7 @@ def group_of(path: str, lines: list[CaptionLine], pattern: re.Pattern[str]) -> s
     """The group of a file: from its captions' metadata, else from its name by the pattern, else the file itself."""
     named = next((line.group for line in lines if line.group), "")
     match = pattern.search(path)
-    return named or (match.group("group") if match else printable(path))
+    return named or printable(match.group("group") if match else path)
 
 
 def group_pattern(text: str) -> re.Pattern[str]:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 import wave
@@ -24,7 +25,7 @@ from data_pipeline.outcomes import outcomes_table
 from data_pipeline.shards import ShardReader
 from data_pipeline.staging import load_verdict, stage_all
 from data_pipeline.video_io import decode, decode_record, encode_video, write_video
-from data_pipeline.walk import DROID_GROUP, group_of, group_pattern, heldout_groups, read_captions
+from data_pipeline.walk import DROID_GROUP, find_inputs, group_of, group_pattern, heldout_groups, read_captions
 
 
 def clip(seed: int, num_frames: int = 12, height: int = 32, width: int = 40) -> np.ndarray:
@@ -223,6 +224,33 @@ def test_the_undamaged_run_of_a_broken_file_is_kept_if_it_is_half(tmp_path):
     assert "play cleanly" in ingest(broken_at(0.3), 20.0, tmp_path / "staged").rejected
 
 
+def test_linked_folders_are_followed_and_each_is_read_once(tmp_path):
+    for name in ("in/real/a.mp4", "elsewhere/deep/b.mp4", "in/out/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "in" / "alias").symlink_to(tmp_path / "in" / "real")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "in")
+    assert find_inputs(tmp_path / "in", exclude=tmp_path / "in" / "out") == ["link/deep/b.mp4", "real/a.mp4"]
+
+
+def test_a_folder_that_cannot_be_read_is_rejected(repository):
+    """As an ordinary user: root may read everything."""
+    script = "import os, sys; from pathlib import Path; from data_pipeline.walk import find_inputs\n"
+    script += "os.seteuid(os.geteuid() or 65534); print(find_inputs(Path(sys.argv[1]), Path('/nowhere')))"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        Path(folder, "a.mp4").write_bytes(b"")
+        Path(folder, "closed").mkdir(mode=0)
+        command = [sys.executable, "-c", script, folder]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "['a.mp4', 'closed']", done.stderr
+
+
+def test_an_unreadable_folder_has_a_reason(tmp_path):
+    assert "folder cannot be read" in ingest(tmp_path, 20.0, tmp_path / "staged").rejected
+
+
 def test_groups_are_held_out_by_a_hash_of_their_own():
     groups = {f"film{number}" for number in range(2000)}
     held = heldout_groups(groups, 0.1)
@@ -253,10 +281,21 @@ def test_captions_files_are_read_or_refused_by_line(tmp_path):
         ('{"path": "a", "caption": "b"}\nnonsense', "line 2 is not JSON"),
         ('{"path": "a"}', "line 1 has no text in 'caption'"),
         ("[1]", "line 1 must be an object"),
+        ('{"path": "a", "caption": "half \\ud83d"}', "line 1 has \\ud83d, half of a character"),
+        ("\n", "has no captions"),
     ):
         (tmp_path / "captions.jsonl").write_text(content)
         with pytest.raises(UserError, match=re.escape(message)):
             read_captions(None, tmp_path)
+    for content, message in (
+        ("path,caption\na.mp4,one\nb.mp4,a red ball, moving\n", "line 3 has 3 columns, the first line 2: quote"),
+        ('path,caption\na.mp4,"two\nlines"\nb.mp4\n', "line 4 has no text in 'caption'"),
+        ("path,caption\n", "has no captions"),
+        ("", "has no captions"),
+    ):
+        table.write_text(content)
+        with pytest.raises(UserError, match=re.escape(message)):
+            read_captions(table, tmp_path)
     with pytest.raises(UserError, match=r"must end in \.csv or \.jsonl"):
         read_captions(tmp_path / "captions.xlsx", tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
