@@ -3,7 +3,7 @@
     sora-jax train --config configs/dit_quickstart.py --workdir runs/dit --config.optim.learning_rate=3e-4
 
 Exit codes: 0 finished, 2 a user's error, 75 asked to stop (SIGTERM or Ctrl-C) after saving, 76 a host was lost or hung:
-run it again to go on. Several processes train one run (docs/hosts.md).
+run it again to go on. Several processes train one run (docs/many_hosts.md).
 """
 
 import argparse

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from data_pipeline.prefetch import make_stream
 from data_pipeline.stream import LatentSource, StreamConfig
@@ -83,16 +84,24 @@ def make_loss(cfg: DiffusionConfig) -> Callable[..., LossOutput]:
     """Sum over noisy tokens of the mean squared error of the velocity; times and noise are drawn for each row."""
 
     def loss(params: Params, frozen: Frozen, batch: Batch, key: jax.Array, row_offset: jax.Array) -> LossOutput:
-        rows = row_offset + jnp.arange(batch["tokens"].shape[0])
-        keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(rows)
-        times = jax.vmap(lambda k, n: flow.draw_times(k, n, cfg.flow))(keys[:, 0], batch["sample_tokens"])
-        noise = jax.vmap(lambda k: jax.random.normal(k, batch["tokens"].shape[1:]))(keys[:, 1])
+        times, noise = draw_times_and_noise(cfg.flow, batch, key, row_offset)
         errors, weights = velocity_errors(cfg, params["dit"], batch, times, noise)
         total, weight = jnp.sum(errors * weights), jnp.sum(weights)
         padding = jnp.sum(batch["segment_ids"] == 0).astype(jnp.float32), jnp.asarray(weights.size, jnp.float32)
         return LossOutput(total, weight, {"padding": padding})
 
     return loss
+
+
+def draw_times_and_noise(
+    cfg: FlowConfig, batch: Batch, key: jax.Array, row_offset: jax.Array
+) -> tuple[Float[Array, "B G"], Float[Array, "B L P"]]:
+    """The noise level of each segment and the noise of each token: functions of the step's key and the global row."""
+    rows = row_offset + jnp.arange(batch["tokens"].shape[0])
+    keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(rows)
+    times = jax.vmap(lambda k, n: flow.draw_times(k, n, cfg))(keys[:, 0], batch["sample_tokens"])
+    noise = jax.vmap(lambda k: jax.random.normal(k, batch["tokens"].shape[1:]))(keys[:, 1])
+    return times, noise
 
 
 def velocity_errors(

@@ -1,8 +1,8 @@
 """Many processes as one run: how they find each other, agree, and end together. With one process, nothing happens.
 
 Where a process finds its place (`find_place`): SORA_COORDINATOR, SORA_NUM_PROCESSES and SORA_PROCESS_ID, or Slurm's
-variables for what these leave open; on TPU VMs and GKE, where the platform knows, JAX's own detection. docs/hosts.md
-says what each host does when another is lost.
+variables for what these leave open; on TPU VMs and GKE, where the platform knows, JAX's own detection.
+docs/many_hosts.md says what each host does when another is lost.
 """
 
 import contextlib
@@ -20,11 +20,13 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import UserError
-from sora_jax.training.peers import CLIENT_HEARTBEAT_S, EXIT_HOST_LOST, Peers, client
+from sora_jax.training.peers import CLIENT_HEARTBEAT_S, EXIT_HOST_LOST, LINGER_S, Peers, client
 from sora_jax.training.rendezvous import Place, meet
 
 START_TIMEOUT_S = 120.0
 CLOCK_WARNING_S, CLOCK_ERROR_S = 1.0, 60.0
+CONTACT = ("gloo", "nccl", "barrier", "connection", "coordination", "unavailable", "deadline_exceeded")
+"""Words of JAX's errors, in small letters, that say that the link to another process broke."""
 AGREEMENT_TIMEOUT_S = 1800
 """How long one process may be ahead of another at a point where all agree: the watchdog ends a hung one long before."""
 
@@ -45,11 +47,11 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         if "SORA_PROCESS_ID" in environment or ("SORA_NUM_PROCESSES" in environment and num_processes != 1):
             raise UserError("SORA_COORDINATOR is not set; give host:port of process 0 to every process")
         return None
-    if num_processes is None or (num_processes > 1 and process_id is None):
-        raise UserError("SORA_COORDINATOR is set, but SORA_NUM_PROCESSES and SORA_PROCESS_ID do not both follow it")
     if num_processes == 1:
         return None
-    if not 0 <= process_id < num_processes:
+    if num_processes is None or process_id is None:
+        raise UserError("SORA_COORDINATOR is set; set SORA_NUM_PROCESSES and SORA_PROCESS_ID too, in every process")
+    if process_id >= num_processes:
         raise UserError(
             f"SORA_PROCESS_ID is {process_id}, but must be from 0 to {num_processes - 1}: SORA_NUM_PROCESSES is "
             f"{num_processes}"
@@ -196,15 +198,26 @@ def _compare_clocks() -> None:
         logger.warning("%s", text)
 
 
-def _verdict(error: BaseException) -> tuple[int, str, bool]:
-    """(exit code, the reason on one line, whether a lost process may be the cause) of what ends this process."""
+def _verdict(error: BaseException) -> tuple[int, str, float]:
+    """(exit code, the reason on one line, seconds to wait for another's failure, which may be the cause)."""
+    if lost := _lost_contact(error):
+        return EXIT_HOST_LOST, f"lost contact with another process: {lost}; run the same command again", LINGER_S
     if isinstance(error, UserError):
-        return 2, f"error: {error}", False
+        return 2, f"error: {error}", 0.0
     if isinstance(error, OSError):
-        return 3, f"error: {error}", False
+        return 3, f"error: {error}", 0.0
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted", False
-    if isinstance(error, SystemExit):
-        return EXIT_HOST_LOST if not isinstance(error.code, int) else error.code, f"exit {error.code}", False
+        return 130, "interrupted", 0.0
     traceback.print_exception(error, file=sys.stderr)
-    return 1, f"{type(error).__name__}: {error}", isinstance(error, jax.errors.JaxRuntimeError)
+    return 1, f"{type(error).__name__}: {error}", LINGER_S
+
+
+def _lost_contact(error: BaseException) -> str | None:
+    """What JAX says of a broken connection among the causes of `error`, such as of a save that failed by it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if isinstance(cause, jax.errors.JaxRuntimeError) and any(word in text.lower() for word in CONTACT):
+            return text[:300]
+        cause = cause.__cause__ or cause.__context__
+    return None

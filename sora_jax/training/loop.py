@@ -254,7 +254,8 @@ class Run:
     def _take_ahead(self, feed: Feed, agreement: StopAgreement, meter: Meter) -> dict[str, jax.Array] | None:
         """The next batch, or None when the signal that asks to stop has ended the loader's workers too."""
         try:
-            batch = feed.take()
+            with self.watchdog.doing("data"):
+                batch = feed.take()
             meter.waited(feed.wait_s)
             return batch
         except Exception:

@@ -21,8 +21,9 @@ EXIT_HOST_LOST = 76
 """EX_PROTOCOL of sysexits.h: another process was lost or hung; run the same command again to go on."""
 PERIOD_S = 1.0
 SILENCE_S = 30.0
-CLIENT_HEARTBEAT_S = 55
-"""JAX's own limit, should Python itself hang; it ends the process by SIGABRT, without our words."""
+"""The environment's SORA_SILENCE_S, if it is set, instead"""
+CLIENT_HEARTBEAT_S = 100
+"""JAX's own limit, should Python itself hang; it ends the process by SIGABRT, without our words, so it comes late."""
 LINGER_S = 4.0
 ALIVE, FAILURE = "sora_alive", "sora_failure"
 
@@ -41,8 +42,9 @@ class Peers:
         self._signs: dict[int, dict[str, Any]] = {}
         self._heard: dict[int, float] = {}
         self._answered = time.monotonic()
+        self._silence_s = float(os.environ.get("SORA_SILENCE_S") or SILENCE_S)
         self._closed = threading.Event()
-        self._failed = threading.Event()
+        self._failed, self._lock = threading.Event(), threading.Lock()
         self.dump: Callable[[], None] | None = None
         """Writes this process's stacks before it ends because of another"""
         self._threads = [threading.Thread(target=t, daemon=True, name=t.__name__) for t in (self._listen, self._judge)]
@@ -76,16 +78,22 @@ class Peers:
             for step, i, sign, age in sorted(rows, key=lambda row: (row[0], -row[3]))
         )
 
-    def fail(self, code: int, reason: str, may_be_another: bool = False) -> None:
-        """Says why this process ends, to the others too, and exits. `may_be_another`: a lost peer is given time to be
-        found out first, and is then the reason."""
-        if may_be_another:
-            self._failed.wait(SILENCE_S + 3 * PERIOD_S)
-        if not self._failed.is_set():
-            self._failed.set()
+    def fail(self, code: int, reason: str, after_s: float = 0.0) -> None:
+        """Says why this process ends, to the others too, and exits. Another's failure that is heard of within `after_s`
+        is the cause of this one, and ends the process instead."""
+        if not self._failed.wait(after_s) and self._is_first():
             _say(reason)
             self._publish_failure(code, reason)
-        _exit(code)
+            _exit(code)
+        time.sleep(2 * LINGER_S)  # another thread is about to end the process, with the reason
+        _exit(EXIT_HOST_LOST)
+
+    def _is_first(self) -> bool:
+        """Whether the calling thread is the one that ends this process."""
+        with self._lock:
+            is_first = not self._failed.is_set()
+            self._failed.set()
+            return is_first
 
     def _publish_failure(self, code: int, reason: str) -> None:
         failure = {"process": self._me, "host": self._state["host"], "code": code, "reason": " ".join(reason.split())}
@@ -117,9 +125,8 @@ class Peers:
 
     def _follow(self, failure: dict[str, Any]) -> None:
         """Ends this process because another did."""
-        if failure["process"] == self._me or self._failed.is_set():
+        if failure["process"] == self._me or not self._is_first():
             return
-        self._failed.set()
         _say(f"ended by process {failure['process']} on {failure['host']}: {failure['reason']}")
         if failure["code"] in (2, 3):
             _exit(failure["code"])
@@ -130,15 +137,14 @@ class Peers:
     def _judge(self) -> None:
         while not self._closed.wait(PERIOD_S):
             now = time.monotonic()
-            silent = [i for i, heard in sorted(self._heard.items()) if i != self._me and now - heard > SILENCE_S]
-            if now - self._answered > SILENCE_S:
+            silent = [i for i, heard in sorted(self._heard.items()) if i != self._me and now - heard > self._silence_s]
+            if now - self._answered > self._silence_s:
                 lost = f"the coordination service of process 0 has not answered for {now - self._answered:.0f} s"
             elif silent:
-                lost = f"process(es) {', '.join(map(str, silent))} have not been heard for {SILENCE_S:.0f} s"
+                lost = f"process(es) {', '.join(map(str, silent))} have not been heard for {self._silence_s:.0f} s"
             else:
                 continue
-            if not self._failed.is_set():
-                self._failed.set()
+            if self._is_first():
                 reason = f"{lost}: lost or hung; run the same command again. Last heard: {self.describe()}"
                 if self.dump is not None:
                     self.dump()

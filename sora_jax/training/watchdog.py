@@ -29,7 +29,7 @@ class Watchdog:
     def __init__(self, workdir: Path, hang_timeout_s: float, slow_phase_s: float = SLOW_PHASE_S) -> None:
         self._path = workdir / f"hang_{jax.process_index()}.txt"
         self._hang_timeout_s, self._slow_phase_s = hang_timeout_s, slow_phase_s
-        self._step, self._phase, self._moved = 0, "start", time.monotonic()
+        self._step, self._phase, self._doing, self._moved = 0, "start", "start", time.monotonic()
         self._lengths: collections.deque[float] = collections.deque([0.0], maxlen=RECENT_STEPS)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -66,6 +66,13 @@ class Watchdog:
         yield
         self._tell(before)
 
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Names a part of a phase for whoever asks where the run hangs; its time is the phase's."""
+        self._publish(what)
+        yield
+        self._publish(self._phase)
+
     @property
     def allowance_s(self) -> float:
         """How long what the run does now may take."""
@@ -81,9 +88,13 @@ class Watchdog:
 
     def _tell(self, phase: str) -> None:
         self._phase, self._moved = phase, time.monotonic()
+        self._publish(phase)
+
+    def _publish(self, doing: str) -> None:
+        self._doing = doing
         peers = watched()
         if peers is not None:
-            peers.tell(self._step, phase)
+            peers.tell(self._step, doing)
 
     def _watch(self) -> None:
         period_s = min(1.0, self._hang_timeout_s / 4)
@@ -97,9 +108,7 @@ class Watchdog:
                 self._end(now - self._moved)
 
     def _end(self, seconds: float) -> None:
-        reason = (
-            f"no progress for {seconds:.0f} s in phase '{self._phase}' after step {self._step}; stacks in {self._path}"
-        )
+        reason = f"no progress for {seconds:.0f} s in '{self._doing}' after step {self._step}; stacks in {self._path}"
         self.dump()
         peers = watched()
         if peers is not None:

@@ -32,14 +32,16 @@ def make_index(
     )  # fmt: skip
 
 
-def write_latents(directory: Path, num_clips: int, num_heldout: int = 0, seed: int = 0, foreign: int = -1) -> Path:
+def write_latents(
+    directory: Path, num_clips: int, num_heldout: int = 0, seed: int = 0, foreign: int = -1, fingerprint: str = "ae"
+) -> Path:
     """A finished latent data set of mixed shapes, rates and captions; record `foreign` is another autoencoder's."""
     rng = np.random.default_rng(seed)
     count = num_clips + num_heldout
     texts = [[" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(rng.integers(0, 3))] for _ in range(count)]
     tokenizer = Tokenizer.train([text for group in texts for text in group], 400)
     metadata = {
-        "autoencoder_fingerprint": "ae", "data_fingerprint": "data", "channels": CHANNELS,
+        "autoencoder_fingerprint": fingerprint, "data_fingerprint": "data", "channels": CHANNELS,
         "latent_mean": [2.0, 1.0, 0.0], "latent_std": [3.0, 2.0, 1.0],
     }  # fmt: skip
     writer = ShardWriter(directory, "latent", records_per_shard=16, tokenizer=tokenizer, metadata=metadata)
@@ -51,7 +53,7 @@ def write_latents(directory: Path, num_clips: int, num_heldout: int = 0, seed: i
             split="train" if number < num_clips else "heldout", latents=values.tobytes(), shape=shape,
             fps=(8.0, 12.0, 24.0)[number % 3], start_s=0.0, temporal_compression=4, spatial_compression=8,
             captions=tuple(Caption(text, "human", "en", tokenizer.num_tokens(text)) for text in group), scores={},
-            autoencoder_fingerprint="other" if number == foreign else "ae", data_fingerprint="data",
+            autoencoder_fingerprint="other" if number == foreign else fingerprint, data_fingerprint="data",
         ))  # fmt: skip
     writer.finish()
     return directory

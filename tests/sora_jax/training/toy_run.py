@@ -102,12 +102,19 @@ def main() -> int:
     from sora_jax.training.loop import train
 
     changed = json.loads(os.environ.get("TOY_TRAIN", "{}"))
+    trouble = json.loads(os.environ.get("TOY_TROUBLE", "{}"))
     delay_s = float(os.environ.get("TOY_STEP_SECONDS", "0"))
+    if ahead_s := float(os.environ.get("TOY_CLOCK_AHEAD_S", "0")):
+        clock = time.time
+        time.time = lambda: clock() + ahead_s
 
     def slow_batches(start: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
         first, end = process_rows(ROWS, changed.get("mesh", {}))
-        for batch in make_batches(start, num_steps):
+        for number, batch in enumerate(make_batches(start, num_steps), start):
             time.sleep(delay_s)
+            if number == trouble.get("step") and jax.process_index() == trouble["process"]:
+                time.sleep(trouble["sleep_s"])
+                raise RuntimeError("the loader's disk is gone")
             yield {name: x[first:end] for name, x in batch.items()}
 
     with joined():

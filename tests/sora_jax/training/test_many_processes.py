@@ -1,0 +1,44 @@
+"""Two real processes as one run: they stop together, and whoever is lost or fails takes the others along."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.training.checkpoint import load_params
+from tests.sora_jax.training.processes import Processes, losses, run
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_one_signal_stops_all_after_the_same_step_and_the_end_is_bitwise_the_same(tmp_path):
+    environment = {"TOY_STEP_SECONDS": "0.05", "TOY_TRAIN": json.dumps({"log_every": 1})}
+    options = {"count": 2, "devices": 2, "environment": environment}
+    run("toy_run.py", tmp_path / "whole", 40, **options)
+    with Processes("toy_run.py", tmp_path / "stopped", 40, **options) as processes:
+        processes.wait_for_checkpoint(tmp_path / "stopped")
+        processes.all[1].send_signal(signal.SIGTERM)
+        processes.all[1].send_signal(signal.SIGTERM)
+        assert processes.wait() == [75, 75], processes.errors
+        stopped = processes.result()
+    assert stopped["status"] == "preempted" and 5 < stopped["step"] < 40
+    with Processes("toy_run.py", tmp_path / "stopped", 40, **options) as processes:
+        processes.wait_for_checkpoint(tmp_path / "stopped", after=stopped["step"])
+        processes.all[1].kill()
+        codes = processes.wait()
+        assert codes == [76, -signal.SIGKILL], processes.errors
+        assert "another process" in processes.errors[0] or "not been heard" in processes.errors[0]
+    last = run("toy_run.py", tmp_path / "stopped", 40, **options)
+    assert stopped["step"] < last["resumed_from"] < 40
+    states = [load_params(tmp_path / d).params for d in ("whole", "stopped")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    np.testing.assert_array_equal(*map(losses, (tmp_path / "whole", tmp_path / "stopped")))
+
+
+def test_a_loader_that_fails_ends_all_with_its_reason(tmp_path):
+    trouble = {"TOY_TROUBLE": json.dumps({"process": 1, "step": 6, "sleep_s": 0})}
+    with Processes("toy_run.py", tmp_path / "run", 40, count=2, devices=1, environment=trouble) as processes:
+        assert processes.wait() == [76, 1], processes.errors
+    assert "ended by process 1" in processes.errors[0] and "the loader's disk is gone" in processes.errors[0]
