@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.records import Caption, ClipRecord, LatentRecord, pack_record, unpack_record
 from data_pipeline.shards import Manifest, ShardReader, ShardWriter
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.video_io import decode_record, resize_and_crop
+from data_pipeline.video_io import iterate_record, record_frames, resize_and_crop
 
 EncodeFn = Callable[[UInt8[np.ndarray, "B T Y X 3"]], Float32[np.ndarray, "B F H W C"]]
 CLIPS_PER_BLOCK = 256
@@ -78,21 +79,29 @@ class Window:
     frames_cut: int = 0
 
 
-def cut_windows(record: ClipRecord, cfg: WindowConfig, temporal: int, spatial: int) -> list[Window]:
-    """The legal windows of one clip. Raises UserError when it does not decode or is smaller than one latent."""
-    frames, fps = decode_record(record, fps=min(cfg.fps, record.fps) if cfg.fps else None)
-    frames = fit_size(frames, cfg.short_side, spatial * cfg.latent_multiple)
-    longest = _legal(cfg.max_frames, temporal)
-    windows = []
-    for start in range(0, len(frames), longest):
-        length = _legal(min(longest, len(frames) - start), temporal)
+def cut_windows(record: ClipRecord, cfg: WindowConfig, temporal: int, spatial: int) -> Iterator[Window]:
+    """The legal windows of one clip, decoded and scaled one at a time.
+
+    Raises UserError when it does not decode (any further) or is smaller than one latent.
+    """
+    fps = min(cfg.fps, record.fps) if cfg.fps else record.fps
+    num_frames = record_frames(record, fps)
+    edges = list(_window_edges(num_frames, _legal(cfg.max_frames, temporal), temporal))
+    left_over = num_frames - sum(stop - start for start, stop in edges)
+    multiple = spatial * cfg.latent_multiple
+    scaled = (fit_size(frame[None], cfg.short_side, multiple)[0] for frame in iterate_record(record, fps))
+    for start, stop in edges:
+        window = np.stack(list(islice(scaled, stop - start)))
+        frames_cut = left_over if stop == edges[-1][1] else 0
+        yield Window(record, window, fps, record.start_s + start / fps, frames_cut)
+
+
+def _window_edges(num_frames: int, longest: int, temporal: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, num_frames, longest):
+        length = _legal(min(longest, num_frames - start), temporal)
         if start and length < min(longest, 1 + temporal):
-            break  # what is left of a long clip is too short to show motion
-        window = frames[start : start + length]
-        windows.append(Window(record, window, fps, record.start_s + start / fps))
-    covered = sum(len(window.frames) for window in windows)
-    windows[-1] = dataclasses.replace(windows[-1], frames_cut=len(frames) - covered)
-    return windows
+            return  # what is left of a long clip is too short to show motion
+        yield start, start + length
 
 
 def fit_size(frames: UInt8[np.ndarray, "T Y X 3"], short_side: int, multiple: int) -> UInt8[np.ndarray, "T y x 3"]:
@@ -189,7 +198,9 @@ def _counts(manifest: Manifest, out: Path) -> dict[str, Any]:
 def _windows(
     reader: ShardReader, numbers: Any, cfg: WindowConfig, compression: tuple[int, int], rejected: list[dict[str, Any]]
 ) -> Iterator[Window]:
-    """The windows of these records, one clip's pixels at a time; what is rejected, and why, is added to `rejected`."""
+    """The windows of these records, one window's pixels at a time; what is rejected, and why, is added to `rejected`.
+
+    A clip that breaks off, which `data build` leaves none of, keeps the windows before."""
     for number in numbers:
         record = None
         try:

@@ -7,10 +7,11 @@ bytes; what is encoded for storage and what a sampler writes go through the same
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -31,7 +32,9 @@ __all__ = [
     "decode_record",
     "encode_stream",
     "encode_video",
+    "iterate_record",
     "probe",
+    "record_frames",
     "resize_and_crop",
     "write_video",
 ]
@@ -52,7 +55,9 @@ def decode(
     """
     info = probe(source)
     end_s = info.duration_s if end_s is None else end_s
-    return _decode(source, info.fps, fps or info.fps, start_s, end_s, max_frames), fps or info.fps
+    num_frames = max(1, round((end_s - start_s) * (fps or info.fps)))
+    num_frames = num_frames if max_frames is None else min(num_frames, max_frames)
+    return np.stack(list(_decode(source, info.fps, fps or info.fps, start_s, num_frames))), fps or info.fps
 
 
 def decode_record(record: ClipRecord, max_frames: int | None = None, fps: float | None = None) -> tuple[Frames, float]:
@@ -60,28 +65,37 @@ def decode_record(record: ClipRecord, max_frames: int | None = None, fps: float 
 
     Raises `UserError` if the bytes do not decode to the record's size or break off.
     """
-    frames = _decode(record.video, record.fps, fps or record.fps, record.start_s, record.end_s, max_frames)
-    if frames.shape[1:3] != (record.height, record.width):
-        found = f"{frames.shape[2]}x{frames.shape[1]}"
-        raise UserError(f"{record.clip_id} decodes to {found}, its record says {record.width}x{record.height}: rebuild")
-    top, left, height, width = record.crop
-    return frames[:, top : top + height, left : left + width], fps or record.fps
-
-
-def _decode(
-    source: Source, source_fps: float, fps: float, start_s: float, end_s: float, max_frames: int | None
-) -> Frames:
-    num_frames = max(1, round((end_s - start_s) * fps))
+    num_frames = record_frames(record, fps)
     num_frames = num_frames if max_frames is None else min(num_frames, max_frames)
+    return np.stack(list(islice(iterate_record(record, fps), num_frames))), fps or record.fps
+
+
+def record_frames(record: ClipRecord, fps: float | None = None) -> int:
+    """The number of frames of a clip record at `fps`, its own rate by default."""
+    return max(1, round((record.end_s - record.start_s) * (fps or record.fps)))
+
+
+def iterate_record(record: ClipRecord, fps: float | None = None) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+    """The `record_frames` frames of `decode_record`, one in memory at a time."""
+    top, left, height, width = record.crop
+    for frame in _decode(record.video, record.fps, fps or record.fps, record.start_s, record_frames(record, fps)):
+        if frame.shape[:2] != (record.height, record.width):
+            found, said = (f"{size[1]}x{size[0]}" for size in (frame.shape, (record.height, record.width)))
+            raise UserError(f"{record.clip_id} decodes to {found}, its record says {said}: rebuild")
+        yield frame[top : top + height, left : left + width]
+
+
+def _decode(source: Source, source_fps: float, fps: float, start_s: float, num_frames: int) -> Iterator[np.ndarray]:
+    """`num_frames` pictures of one size."""
     slack_s = 0.25 * min(1 / fps, 1 / source_fps)
-    pixels: list[np.ndarray] = []
-    last = None
+    pixels = last = None
     for frame in resample(iterate_frames(source), fps, num_frames, slack_s, start_s):
-        pixels.append(pixels[-1] if frame is last else frame.rgb())
-        last = frame
-    if len({frame.shape for frame in pixels}) > 1:
-        raise UserError(f"{source_name(source)} changes its frame size midway: encode it again at one size")
-    return np.stack(pixels)
+        if frame is not last or pixels is None:
+            shape = pixels.shape if pixels is not None else None
+            pixels, last = frame.rgb(), frame
+            if shape not in (None, pixels.shape):
+                raise UserError(f"{source_name(source)} changes its frame size midway: encode it again at one size")
+        yield pixels
 
 
 def resize_and_crop(

@@ -1,7 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from data_pipeline.latents import Encoding, WindowConfig, encode_latents
+from data_pipeline.latents import Encoding, WindowConfig, cut_windows, encode_latents
 from data_pipeline.shards import ShardReader
 
 TEMPORAL, SPATIAL = 4, 8
@@ -37,6 +39,21 @@ def test_windows_are_legal_and_what_they_leave_out_is_counted(tmp_path, clips_in
     )  # fmt: skip
     again = encode_latents(clips, tmp_path / "latents", ENCODING, config, lambda: seen.append(1))
     assert again == counts and len(seen) == len(lengths)
+
+
+@pytest.mark.parametrize("short_side", [0, 16])
+def test_a_clip_is_never_in_memory_as_a_whole(tmp_path, clips_in, short_side):
+    """Windows of 5 frames of a clip of 60; a frame and its copies while it is decoded and scaled come on top."""
+    record = ShardReader(clips_in(tmp_path, [(60, 160, 160)])).read(0)
+    tracemalloc.start()
+    try:
+        windows = cut_windows(record, WindowConfig(max_frames=5, short_side=short_side), TEMPORAL, SPATIAL)
+        shapes = [window.frames.shape for window in windows]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert shapes == [(5, short_side or 160, short_side or 160, 3)] * 12
+    assert peak < 20 * 160 * 160 * 3
 
 
 def test_a_clip_that_does_not_decode_is_rejected_and_counted(tmp_path, clips_in):
