@@ -102,7 +102,9 @@ def make_train_step(task: Task, config: TrainConfig, shardings: TrainState) -> A
             norm = optax.tree.norm(gradient)
             finite &= jnp.isfinite(loss.total) & jnp.isfinite(norm)
             if limits is not None:
-                within &= (loss.total / loss.weight <= limits[number, 0]) & (norm <= limits[number, 1])
+                within &= (loss.total / jnp.where(loss.weight > 0, loss.weight, 1) <= limits[number, 0]) & (
+                    norm <= limits[number, 1]
+                )
             clipped = clip_by_norm(gradient, norm, optimizer.clip_norm)
             change, opt_state[group.name] = optimizer.update(
                 clipped, opt_state[group.name], params[group.name], state.step
@@ -161,7 +163,7 @@ def accumulate(
 
         gradient, outputs = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, own), (parts, offsets))
         output = jax.tree.map(lambda x: x.sum(0), outputs)
-    return output, jax.tree.map(lambda g: g / output.weight, gradient)
+    return output, jax.tree.map(lambda g: g / jnp.where(output.weight > 0, output.weight, 1), gradient)
 
 
 def _split(batch: Batch, microbatches: int) -> tuple[dict[str, Shaped[Array, "..."]], Int[Array, "microbatches"]]:

@@ -70,6 +70,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(toy, one_device, field
     assert np.abs(after.params["net"]["head"]["kernel"] - before.params["net"]["head"]["kernel"]).max() > 0
 
 
+def test_a_batch_that_weighs_nothing_moves_nothing_and_is_not_counted_as_broken(toy, one_device):
+    """As one of which no clip can be read."""
+    batch = toy.batch_at(0)
+    state, rows = steps(
+        toy.prepare({"weight_decay": 0.0}), [{**batch, "weight": 0 * batch["weight"]}], devices=one_device
+    )
+    start, _ = steps(toy.prepare({"weight_decay": 0.0}), [], devices=one_device)
+    jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
+    assert (state.step, state.skipped, state.nonfinite_in_a_row) == (1, 0, 0)
+    assert rows[0]["grad_norm"][0] == 0
+
+
 def test_groups_are_updated_in_order_each_by_its_own_loss(toy, one_device):
     def own(name, other):
         def loss(params, frozen, batch, key, row_offset):
