@@ -6,7 +6,6 @@ through seeded permutations of the clips that are large and long enough for it: 
 """
 
 import dataclasses
-import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,8 @@ from data_pipeline.permutation import hash_u64, key_from, permute, shuffle
 from data_pipeline.prefetch import Batch
 from data_pipeline.records import ClipRecord
 from data_pipeline.shards import ShardReader
+from data_pipeline.unreadable import Unreadable
 from data_pipeline.video_io import decode_record
-
-logger = logging.getLogger(__name__)
 
 CYCLE_STEPS = 32
 MAX_REPLACEMENTS = 64
@@ -96,7 +94,7 @@ class ClipSource:
         self._lock = threading.Lock()
         self._decoded: dict[int, Video] = {}
         self._keeps_decoded = self._decoded_bytes() <= cfg.cache_bytes
-        self._unreadable: set[int] = set()
+        self._unreadable = Unreadable(self.directory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipSource, (self.directory, self.cfg, self.split, self.rows)
@@ -164,18 +162,16 @@ class ClipSource:
             number = int(eligible[permute(key_from(self._key, "order", crop), epoch, len(eligible), turn)[0]])
             rng = np.random.Generator(np.random.Philox(key=[self._key, int(hash_u64(self._key, step, row, failures))]))
             try:
-                return self._cut(number, self.cfg.crops[crop], rng), number, failures
+                video = self._cut(number, self.cfg.crops[crop], rng)
             except UserError as error:
-                self._report(number, error)
+                self._unreadable.count(number, error)
+                continue
+            self._unreadable.count(number, None)
+            return video, number, failures
         raise UserError(
             f"{self.directory}: {min(MAX_REPLACEMENTS, len(eligible))} clips in a row do not decode, the last being "
             f"record {number}: look at the warnings above and build the data set again"
         )
-
-    def _report(self, number: int, error: UserError) -> None:
-        if number not in self._unreadable:
-            self._unreadable.add(number)
-            logger.warning("replaced an unreadable clip in %s: %s", self.directory, error)
 
     def _cut(self, number: int, crop: Crop, rng: np.random.Generator) -> Video:
         """A random part of a clip: time, scale and place are drawn in this order."""

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
+import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ KINDS = ("clip", "latent")
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # Records are read at random, so reading ahead only wastes bandwidth.
 _READER_OPTIONS = "readahead_buffer_size:0"
+MAX_OPEN_SHARDS = 64  # an open file and its index each; the least recently read is closed first
 _LATENT_METADATA = ("autoencoder_fingerprint", "data_fingerprint", "latent_mean", "latent_std", "channels")
 
 
@@ -108,9 +110,9 @@ class Index:
     @staticmethod
     def load(path: Path | str) -> "Index":
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return Index(**{f.name: arrays[f.name] for f in dataclasses.fields(Index)})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is missing or damaged ({error}): rebuild the data set") from error
 
 
@@ -263,13 +265,18 @@ class ShardReader:
             raise UserError(f"{directory} holds {self.manifest.kind} records, but {kind} records are needed here")
         self.index = Index.load(self.directory / "index.npz")
         self._shards = {split: [s for s in self.manifest.shards if s.split == split] for split in SPLITS}
-        self._readers: dict[tuple[str, int], ArrayRecordReader] = {}
+        self._readers: OrderedDict[tuple[str, int], ArrayRecordReader] = OrderedDict()
         total = sum(self.manifest.counts.values())
         if len(self.index) != total:
             raise UserError(f"{directory}: index.npz has {len(self.index)} records, manifest.json {total}: rebuild it")
         absent = [s.file for s in self.manifest.shards if not (self.directory / s.file).is_file()]
         if absent:
             raise UserError(f"{directory}: {len(absent)} shards are missing, first {absent[0]}: copy or rebuild them")
+        for shard in self.manifest.shards:
+            size_bytes = (self.directory / shard.file).stat().st_size
+            if size_bytes != shard.size_bytes:
+                path, said = self.directory / shard.file, shard.size_bytes
+                raise UserError(f"{path} has {size_bytes} bytes, manifest.json says {said}: copy or rebuild it")
 
     def num_records(self, split: str | None = None) -> int:
         """Records of one split, or of all."""
@@ -302,10 +309,13 @@ class ShardReader:
                 self._readers[split, number] = ArrayRecordReader(str(path), _READER_OPTIONS)
             except (RuntimeError, OSError, ValueError) as error:
                 raise UserError(f"{path} cannot be opened ({error}): copy or rebuild it") from error
+        self._readers.move_to_end((split, number))
+        while len(self._readers) > MAX_OPEN_SHARDS:
+            self._readers.popitem(last=False)[1].close()
         return self._readers[split, number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}}
+        return {**self.__dict__, "_readers": OrderedDict()}
 
 
 def _shape_of(record: Record) -> tuple[int, int, int]:

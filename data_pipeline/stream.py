@@ -6,7 +6,6 @@
 step, and neither changes what a row holds.
 """
 
-import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +22,9 @@ from data_pipeline.prefetch import Batch, Stream, make_stream
 from data_pipeline.records import LatentRecord
 from data_pipeline.shards import ShardReader
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.unreadable import Unreadable
 
 __all__ = ["LatentSource", "Stream", "StreamConfig", "make_stream", "spec"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class LatentSource:
         self.plan = Plan(self.reader.index, cfg.packing, cfg.seed, manifest.fingerprint, split, clips_per_window)
         self._key = key_from("stream", manifest.fingerprint, cfg.seed, split)
         self._lock = threading.Lock()
-        self._reported: set[int] = set()
+        self._unreadable = Unreadable(self.directory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers open the data themselves; only what took a scan to find travels."""
@@ -155,16 +153,15 @@ class LatentSource:
         )
 
     def _read(self, number: int) -> LatentRecord | None:
-        """A record, or None (reported once) when it is unreadable. Raises UserError for a foreign autoencoder's."""
+        """A record, or None when it is unreadable. Raises UserError for a foreign autoencoder's."""
         try:
             with self._lock:
                 record = self.reader.read(number)
             self._check(record, number)
         except UserError as error:
-            if number not in self._reported:
-                self._reported.add(number)
-                logger.warning("skipped an unreadable clip in %s: %s", self.directory, error)
+            self._unreadable.count(number, error)
             return None
+        self._unreadable.count(number, None)
         expected = self.reader.manifest.metadata["autoencoder_fingerprint"]
         if record.autoencoder_fingerprint != expected:
             raise UserError(

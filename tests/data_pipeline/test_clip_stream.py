@@ -114,6 +114,13 @@ def test_when_nothing_decodes_it_is_an_error(clips_in, tmp_path: Path) -> None:
         source[0]
 
 
+def test_too_many_unreadable_clips_end_the_run(clips_in, tmp_path: Path) -> None:
+    source = ClipSource(clips_in(tmp_path / "data", SHAPES, damaged=[1, 3]), CFG)
+    with pytest.raises(UserError, match=r"% of \d+ clips are unreadable, more than 25%, the last being record [13] "):
+        for step in range(100):
+            source[step]
+
+
 def test_bad_arguments_are_user_errors(clips: Path) -> None:
     with pytest.raises(UserError, match="crop of 13 frames of 16x16: the longest has 12 frames"):
         ClipSource(clips, ClipStreamConfig(crops=((13, 16, 16),), batch_size=1))

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.records import Caption, ClipRecord
-from data_pipeline.shards import Index, Manifest, ShardReader, ShardWriter
+from data_pipeline.shards import MAX_OPEN_SHARDS, Index, Manifest, ShardReader, ShardWriter
 from data_pipeline.tokenizer import Tokenizer
 
 
@@ -110,16 +110,32 @@ def test_damage_is_named(tmp_path):
         reader.verify()
     with pytest.raises(UserError):
         ShardReader(tmp_path).read(0)
+    shard.write_bytes(whole[:-7])
+    with pytest.raises(UserError, match=rf"train-00000.* has {len(whole) - 7} bytes, manifest.json says {len(whole)}"):
+        ShardReader(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match="1 shards are missing, first train-00000"):
         ShardReader(tmp_path)
-    (tmp_path / "index.npz").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="missing or damaged"):
-        Index.load(tmp_path / "index.npz")
+    index = (tmp_path / "index.npz").read_bytes()
+    for damaged in (b"nonsense", b"", index[: len(index) // 2], index[:-30]):
+        (tmp_path / "index.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match="missing or damaged"):
+            Index.load(tmp_path / "index.npz")
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text()[:-30])
     with pytest.raises(UserError, match="damaged"):
         Manifest.load(tmp_path)
+
+
+def test_only_so_many_shards_stay_open(tmp_path):
+    writer = ShardWriter(tmp_path, "clip", records_per_shard=1)
+    for number in range(MAX_OPEN_SHARDS + 20):
+        writer.write(replace(clip(1), clip_id=f"c{number}"))
+    writer.finish()
+    reader = ShardReader(tmp_path)
+    for number in [*range(len(reader.index)), 0, 5]:
+        assert reader.read(number).clip_id == f"c{number}"
+        assert len(reader._readers) <= MAX_OPEN_SHARDS
 
 
 def test_a_disk_without_space_is_a_clear_error(tmp_path, repository):
