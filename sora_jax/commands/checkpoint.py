@@ -65,12 +65,13 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
 def _table(entries: list[Entry], title: str) -> Table:
     table = Table("step", "saved", "MiB", "loss", "held out", "tier", "status", title=title, title_justify="left")
     for entry in entries:
+        held_out = next(iter(entry.held_out.items()), ("", None))  # evaluations name first what is to become small
         table.add_row(
             str(entry.step),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.saved_at)),
+            time.strftime("%m-%d %H:%M:%S", time.localtime(entry.saved_at)),
             f"{entry.size_bytes / 2**20:.1f}",
             "" if entry.loss is None else f"{entry.loss:.4g}",
-            "  ".join(f"{name} {value:.4g}" for name, value in entry.held_out.items() if value is not None),
+            "" if held_out[1] is None else f"{held_out[0]} {held_out[1]:.4g}",
             entry.tier,
             entry.status,
         )

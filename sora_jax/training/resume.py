@@ -17,8 +17,8 @@ from data_pipeline.errors import UserError, from_os_error
 from sora_jax.training.distributed import agreed, is_leader
 from sora_jax.training.manifest import is_good
 from sora_jax.training.run_directory import RUN, open_run
-from sora_jax.training.step_folders import CHECKPOINTS, set_aside
-from sora_jax.training.tiers import fast_tier, known_steps
+from sora_jax.training.step_folders import CHECKPOINTS, committed_steps, set_aside
+from sora_jax.training.tiers import fast_tier, known_steps, tiers_of
 
 STARTS = "starts.jsonl"
 
@@ -32,6 +32,7 @@ def open_together(run_dir: Path, description: dict[str, Any], fast_dir: str, fro
     """
     start = 0
     if is_leader():
+        _check_left_tier(run_dir, fast_dir, from_step)
         open_run(run_dir, description, bool(known_steps(run_dir, fast_dir)))
         start = choose_start(run_dir, fast_dir, from_step)
         record_start(run_dir, start, from_step, description)
@@ -42,6 +43,18 @@ def open_together(run_dir: Path, description: dict[str, Any], fast_dir: str, fro
             "be on a file system that all hosts share"
         )
     return start
+
+
+def _check_left_tier(run_dir: Path, fast_dir: str, from_step: int | None) -> None:
+    """Raises UserError if the newest step is in a fast tier that the config named before and names no more."""
+    left = tiers_of(run_dir).get("fast")
+    known, elsewhere = known_steps(run_dir, fast_dir), committed_steps(left) if left else []
+    if from_step is None and max(elsewhere, default=0) > max(known, default=0):
+        raise UserError(
+            f"the newest step of {run_dir}, {elsewhere[-1]}, is in its fast tier {left}, but config.train.fast_dir is "
+            f"'{fast_dir}' now; leave it as it was for this start, or go on from an older one with --from_step "
+            f"{max(known, default=0)}"
+        )
 
 
 def choose_start(run_dir: Path, fast_dir: str = "", from_step: int | None = None) -> int:

@@ -32,8 +32,11 @@ def find_checkpoint(run: str | Path, step: int | None = None) -> Path:
         raise UserError(f"there is no run at {run}; name the --workdir of a training run")
     steps = committed_steps(directory)
     if step is not None and step not in steps:
-        begun = any(directory.glob(f"{step}.*"))
-        why = "was never committed (its save was interrupted)" if begun else "does not exist"
+        why = "does not exist"
+        if any(directory.glob(f"{step}{SAVING}*")):
+            why = "was never committed (its save was interrupted)"
+        elif any(directory.glob(f"{step}{ASIDE}.*")):
+            why = "was set aside, as the run went on from an earlier one"
         raise UserError(f"checkpoint {step} of {run} {why}; committed are: {', '.join(map(str, steps)) or 'none'}")
     if not steps:
         raise UserError(f"{run} has no committed checkpoint yet; train it first")

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.errors import UserError
 from sora_jax.training.checkpoint import Checkpoints, Retention, committed_steps
 from sora_jax.training.inventory import list_checkpoints, verify_run
-from sora_jax.training.resume import choose_start, read_starts, record_start
+from sora_jax.training.resume import choose_start, open_together, read_starts, record_start
 from sora_jax.training.tiers import fast_tier, known_steps, open_fast_tier
 from tests.sora_jax.training.saved_states import abstract_of, biggest_file, save_all, state_of
 
@@ -94,6 +94,12 @@ def test_from_step_sets_the_newer_steps_aside_once(tmp_path, caplog):
     biggest_file(tmp_path / "checkpoints" / "2" / "params").unlink()
     assert choose_start(tmp_path, from_step=1) == 1, "but a damaged step is a new reason"
     assert [row["from_step"] for row in read_starts(tmp_path)] == [1]
+
+
+def test_a_fast_tier_that_the_config_forgets_is_not_passed_over_silently(run):
+    save_in_two_tiers(run, range(1, 6), durable_every=2)
+    with pytest.raises(UserError, match=r"step of .*, 5, is in its fast tier .*is '' now.*--from_step 4"):
+        open_together(run, {**DESCRIPTION, "config": {}, "fingerprints": {}}, "", None)
 
 
 def test_steps_that_are_not_committed_are_not_started_from(tmp_path):
