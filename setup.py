@@ -28,6 +28,7 @@ MODEL = [
     "ml_collections>=1.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
+    "psutil>=5.9",
     "safetensors>=0.5",
     "scipy>=1.13",
     "tensorboardX>=2.6.2",
@@ -65,6 +66,7 @@ setup(
         "dev": TEST + DEV,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
+        "wandb": ["wandb>=0.18"],
     },
     entry_points={"console_scripts": ["sora-jax = sora_jax.commands.main:main"]},
     classifiers=[

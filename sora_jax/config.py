@@ -48,7 +48,8 @@ class TrainConfig:
     newest checkpoint before them and leaves out at least `rollback_skip` batches, `max_rollbacks` times in all.
 
     A run whose steps stop for `hang_timeout_s` (or ten of its longest recent steps, if that is longer) ends with exit
-    code 76 and its stacks; 0 never does.
+    code 76 and its stacks; 0 never does. SIGUSR1 traces the next `trace_steps` steps.
+    With `wandb_project` the metrics go to Weights & Biases too.
 
     Of the checkpoints, the `keep_last` newest are kept, each multiple of `keep_every` (0: none), and the best by the
     held-out metric `keep_best` ("": none; "psnr:max" for one that should be large). With `fast_dir`, every save goes to
@@ -79,11 +80,14 @@ class TrainConfig:
     max_rollbacks: int = 10
     num_workers: int = 0
     hang_timeout_s: float = 45.0
+    trace_steps: int = 5
+    wandb_project: str = ""
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     init_from: str = ""
 
     def __post_init__(self) -> None:
         at_least(self, "config.train", 1, "num_steps", "batch_rows", "microbatches", "log_every", "keep_last")
+        at_least(self, "config.train", 1, "trace_steps")
         at_least(self, "config.train", 0, "eval_every", "eval_batches", "preview_every", "checkpoint_every")
         at_least(self, "config.train", 0, "spike_sigma", "rollback_after", "rollback_skip", "max_rollbacks")
         at_least(self, "config.train", 0, "num_workers", "max_nonfinite_steps", "seed", "hang_timeout_s")

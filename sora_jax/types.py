@@ -55,6 +55,8 @@ class Task:
     evaluate: Callable[[Params, Frozen, Batch, jax.Array], Sums]
     flops: Callable[[Mapping[str, np.ndarray]], float]
     frozen: Frozen = ()
+    activations: Callable[[Params, Frozen, Batch, jax.Array], dict[str, jax.Array]] | None = None
+    """(params, frozen, batch, key) -> name -> root mean square of activations, one number or one a layer"""
     preview: Callable[[Params, Frozen, Path, int], list[Path]] | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 

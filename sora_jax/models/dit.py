@@ -5,8 +5,9 @@ computed once per noise group (segment, noisy or known) instead of once per imag
 above share one modulation network and keep a bias table per block (adaLN-single, PixArt-α eq. 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from sora_jax.models.layers import (
     REMAT_POLICIES,
     RMSNorm,
     gather_groups,
-    scan_blocks,
+    scan_and_measure,
     segment_mean,
     sinusoidal,
     stack,
@@ -147,6 +148,27 @@ class Dit(nnx.Module):
     ) -> Float[Array, "B L P"]:
         """`tokens` are noised, `group_times` the noise level (0 clean, 1 noise) of each noise group; `batch` gives
         segment ids, positions and packed text as the stream lays them out. Returns float32."""
+        return self._run(tokens, group_times, batch, lambda x: None)[0]
+
+    def block_rms(
+        self, tokens: Float[Array, "B L P"], group_times: Float[Array, "B K"], batch: Batch
+    ) -> Float[Array, "layer"]:
+        """The root mean square of the residual stream after each block, over all tokens that are no padding."""
+        live = (batch["segment_ids"] > 0)[..., None]
+        count = jnp.maximum(live.sum() * self.cfg.width, 1)
+
+        def rms(x: Float[Array, "B L D"]) -> Float[Array, ""]:
+            return jnp.sqrt(jnp.sum(jnp.square(jnp.where(live, x.astype(jnp.float32), 0.0))) / count)
+
+        return self._run(tokens, group_times, batch, rms)[1]
+
+    def _run(
+        self,
+        tokens: Float[Array, "B L P"],
+        group_times: Float[Array, "B K"],
+        batch: Batch,
+        measure: Callable[[jax.Array], Any],
+    ) -> tuple[Float[Array, "B L P"], Any]:
         cfg = self.cfg
         text = self.text_encoder(batch["text_ids"], batch["text_segment_ids"], batch["text_positions"])
         condition = self._condition(text, group_times, batch["text_segment_ids"])
@@ -154,9 +176,10 @@ class Dit(nnx.Module):
         x = self.patch_in(tokens) + self.position_in(position_features(batch["positions"]))
         x = constrain(x, "row", "token", None)
         angles = rotary_3d(batch["positions"], cfg.width // cfg.num_heads, cfg.rope_theta)
-        x = scan_blocks(self.blocks, x, cfg.remat, text, shared, {k: batch[k] for k in IDS}, angles)
+        ids = {k: batch[k] for k in IDS}
+        x, measured = scan_and_measure(self.blocks, x, cfg.remat, measure, text, shared, ids, angles)
         shift, scale = jnp.split(gather_groups(self.modulation_out(condition), batch["noise_group_ids"]), 2, axis=-1)
-        return self.patch_out(self.norm_out(x) * (1 + scale) + shift).astype(jnp.float32)
+        return self.patch_out(self.norm_out(x) * (1 + scale) + shift).astype(jnp.float32), measured
 
     def _condition(
         self, text: Float[Array, "B S E"], group_times: Float[Array, "B K"], text_segment_ids: Int[Array, "B S"]

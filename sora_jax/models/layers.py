@@ -49,14 +49,22 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
 
 def scan_blocks(blocks: nnx.Module, x: jax.Array, remat: str, *args: Any) -> jax.Array:
     """`x` through stacked blocks, `x = block(x, *args)`: one block is compiled, whatever the depth."""
+    return scan_and_measure(blocks, x, remat, lambda x: None, *args)[0]
+
+
+def scan_and_measure(
+    blocks: nnx.Module, x: jax.Array, remat: str, measure: Callable[[jax.Array], Any], *args: Any
+) -> tuple[jax.Array, Any]:
+    """`scan_blocks`, and what `measure` makes of `x` after each block, stacked on a leading `layer` dim."""
     graph, state = nnx.split(blocks)
 
-    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, layer)(x, *args), None
+    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        x = nnx.merge(graph, layer)(x, *args)
+        return x, measure(x)
 
     if REMAT_POLICIES[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, state)[0]
+    return jax.lax.scan(body, x, state)
 
 
 class RMSNorm(nnx.Module):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from data_pipeline.prefetch import make_stream
@@ -14,7 +15,7 @@ from data_pipeline.stream import LatentSource, StreamConfig
 from sora_jax import flops
 from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections, choose
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.denoiser import predict_velocity
+from sora_jax.diffusion.denoiser import dit_definition, predict_velocity
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PreviewConfig, load_generator, make_preview
 from sora_jax.models.dit import SIZES, Dit, DitConfig, forward_flops
@@ -48,6 +49,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         groups=(ParamGroup("dit", make_loss(cfg), optim),),
         evaluate=make_evaluate(cfg),
         flops=lambda batch: flops.TRAINING * batch_flops(cfg.model, batch),
+        activations=make_activations(cfg),
         preview=make_preview(generator, preview),
         fingerprints={
             "data": manifest.fingerprint,
@@ -138,6 +140,20 @@ def make_evaluate(cfg: DiffusionConfig) -> Callable[..., Sums]:
         return {"loss": (totals.sum(), weights.sum()), **buckets}
 
     return evaluate
+
+
+def make_activations(cfg: DiffusionConfig) -> Callable[..., dict[str, jax.Array]]:
+    """The residual stream after each block, half-way between clean and noise."""
+
+    def activations(params: Params, frozen: Frozen, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        half = jnp.full(batch["sample_tokens"].shape, 0.5)
+        group_times = jnp.stack([half, jnp.zeros_like(half)], axis=-1).reshape(half.shape[0], -1)
+        t = jnp.take_along_axis(group_times, batch["noise_group_ids"], axis=1)[..., None]
+        x_t = flow.corrupt(batch["tokens"], jax.random.normal(key, batch["tokens"].shape), t)
+        network = nnx.merge(dit_definition(cfg.model), params["dit"])
+        return {"activation_rms/dit/blocks": network.block_rms(x_t, group_times, batch)}
+
+    return activations
 
 
 def batch_flops(cfg: DitConfig, batch: Mapping[str, np.ndarray]) -> float:

@@ -30,6 +30,7 @@ KINDS = {
     "save": "steps stood still for a checkpoint",
     "evaluation": "held-out loss",
     "preview": "samples for people",
+    "trace": "beginning and writing a profile of a few steps",
     "start": "imports, devices, the other processes, the data's plan",
     "restore": "reading a checkpoint, or drawing the first parameters",
     "stop": "after the last step of a process",

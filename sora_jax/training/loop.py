@@ -29,6 +29,7 @@ from sora_jax.training.distributed import agreed, barrier, is_leader
 from sora_jax.training.feed import Feed
 from sora_jax.training.ledger import END, FINISHED, Ledger
 from sora_jax.training.metrics import IN_FLIGHT, Meter, MetricsLog, mean_of_sums, peak_flops, read_metrics
+from sora_jax.training.norms import make_norms
 from sora_jax.training.progress import ProgressLine, duration
 from sora_jax.training.resume import open_together
 from sora_jax.training.run_lock import RunLock
@@ -46,7 +47,9 @@ from sora_jax.training.spikes import (
 )
 from sora_jax.training.step import TrainState
 from sora_jax.training.stop import EXIT_PREEMPTED, StopAgreement, StopSignal
+from sora_jax.training.stragglers import Stragglers
 from sora_jax.training.tiers import known_steps
+from sora_jax.training.trace import Tracer
 from sora_jax.training.warm_start import parse_reference, warm_start
 from sora_jax.training.watchdog import Watchdog
 from sora_jax.types import Frozen, Prepared
@@ -105,8 +108,9 @@ def train_from(
         Ledger(workdir if is_leader() else None, started) as ledger,
         StopSignal() as stop,
         Watchdog(workdir, config.hang_timeout_s) as watchdog,
+        Tracer(workdir, config.trace_steps) as tracer,
     ):
-        tools = Tools(mesh, state_shardings(shapes, mesh), ledger, stop, watchdog)
+        tools = Tools(mesh, state_shardings(shapes, mesh), ledger, stop, watchdog, tracer)
         reached, is_rollback, is_over = start, False, False
         while not is_over:
             try:
@@ -128,6 +132,7 @@ class Tools(NamedTuple):
     ledger: Ledger
     stop: StopSignal
     watchdog: Watchdog
+    tracer: Tracer
 
 
 def train_stretch(
@@ -143,7 +148,7 @@ def train_stretch(
     end = min([config.num_steps, *(skip.after for skip in skips if skip.after > begin)])
     with (
         Checkpoints.of_run(workdir, config, description) as checkpoints,
-        MetricsLog(workdir, begin) if is_leader() else contextlib.nullcontext() as log,
+        MetricsLog(workdir, begin, config.wandb_project) if is_leader() else contextlib.nullcontext() as log,
         ProgressLine(
             task.name, config.num_steps, None if is_leader() else Console(stderr=True, force_terminal=False)
         ) as progress,
@@ -156,7 +161,8 @@ def train_stretch(
             state = training_step.skip_to(state, begin, tools.shardings)
         evaluate = training_step.make_evaluate(task, config, tools.shardings)
         history = History(config, [group.name for group in task.groups], data.get("recent", ()))
-        run = Run(prepared, workdir, *tools, checkpoints, log, progress, evaluate, history, skips)
+        norms, stragglers = make_norms(task, config, tools.shardings), Stragglers(progress.say)
+        run = Run(prepared, workdir, *tools, checkpoints, log, progress, evaluate, norms, stragglers, history, skips)
         reached = run.advance(state, begin, end)
         with tools.watchdog.slow("last save"), tools.ledger.during("save"):
             checkpoints.wait()
@@ -197,11 +203,14 @@ class Run:
     ledger: Ledger
     stop: StopSignal
     watchdog: Watchdog
+    tracer: Tracer
     checkpoints: Checkpoints
     log: MetricsLog | None
     """process 0's"""
     progress: ProgressLine
     evaluate: Callable[..., Any]
+    norms: Callable[..., dict[str, float]]
+    stragglers: Stragglers
     history: History
     skips: list[Skip]
 
@@ -245,6 +254,9 @@ class Run:
                 if _due(step, config.preview_every, config.num_steps):  # after the save: a picture risks nothing
                     with self._aside(meter, "preview"):
                         self._preview(step, state, frozen)
+                if self.tracer.is_due(meter.settled_step):
+                    with self.watchdog.slow("trace"), self.ledger.during("trace"):
+                        self.tracer.turn(step, meter.settled_step, self.progress.say)
         finally:
             feed.close()
             meter.close()
@@ -268,7 +280,7 @@ class Run:
         self.progress.advance(meter.settled_step)
         self.ledger.beat(meter.settled_step, meter.waited_s)
         for step, row in rows:
-            self._write(step, "train", row)
+            self._write(step, "train", {**row, **self.stragglers.facts(row)})
             self.progress.row(step, row, meter.step_seconds)
         for step, metrics in meter.take_steps():
             judged = self.history.add(step, metrics)
@@ -324,10 +336,12 @@ class Run:
 
     def _evaluate(self, step: int, state: TrainState, frozen: Frozen) -> None:
         batches = itertools.islice(self.prepared.eval_batches(), self.prepared.train.eval_batches)
-        sums = [
-            self.evaluate(state.ema, frozen, put_batch(batch, self.mesh), np.int32(number))
-            for number, batch in enumerate(batches)
-        ]
+        sums, first = [], None
+        for number, held_out in enumerate(batches):
+            batch = put_batch(held_out, self.mesh)
+            sums.append(self.evaluate(state.ema, frozen, batch, np.int32(number)))
+            first = batch if first is None else first
+        self._write(step, "norms", self.norms(state.params, frozen, first))
         if not sums:
             logger.warning("no held-out data: nothing to evaluate at step %d", step)
             return

@@ -22,6 +22,7 @@ from tensorboardX import SummaryWriter
 from data_pipeline.errors import from_os_error
 from sora_jax.flops import PEAK_BF16_FLOPS, measured_matmul_peak
 from sora_jax.training.step import StepMetrics
+from sora_jax.training.wandb_log import WandbLog
 from sora_jax.types import Sums
 
 IN_FLIGHT = 2
@@ -95,7 +96,7 @@ class Meter:
         self._last: Future[float] | None = None
         self._values: list[np.ndarray] = []
         self._work: list[Work] = []
-        self._seconds, self._row_waited_s, self._unreadable = 0.0, 0.0, 0
+        self._seconds, self._row_waited_s, self._blocked_s, self._unreadable = 0.0, 0.0, 0.0, 0
         self._next_waited_s = 0.0
         self._is_running = False
         self._counted_to = self._carried_s = 0.0
@@ -153,7 +154,9 @@ class Meter:
         rows = []
         while len(self._in_flight) > keep:
             step, metrics, work, on_the_clock, waited_s, ended = self._in_flight.popleft()
+            begun = time.perf_counter()
             values = np.asarray(metrics.values)
+            self._blocked_s += time.perf_counter() - begun if on_the_clock else 0.0
             self._values.append(values)
             self._ended.append(
                 (step, {n: _ratio(*pair) for n, pair in zip(metrics.names, values.tolist(), strict=True)})
@@ -172,7 +175,8 @@ class Meter:
 
     def _take_row(self, names: tuple[str, ...]) -> dict[str, float]:
         row = {**_means(np.stack(self._values), names), "unreadable_clips": float(self._unreadable), **self._rates()}
-        self._values, self._work, self._unreadable, self._seconds, self._row_waited_s = [], [], 0, 0.0, 0.0
+        self._values, self._work, self._unreadable = [], [], 0
+        self._seconds = self._row_waited_s = self._blocked_s = 0.0
         return row
 
     def _rates(self) -> dict[str, float]:
@@ -183,6 +187,7 @@ class Meter:
         return {
             f"{self._work[0].unit}_per_second": self._num_hosts * live / self._seconds,
             "step_seconds": self.step_seconds,
+            "host_seconds": max(0.0, self._seconds - self._blocked_s) / len(self._work),
             "padding": 1 - live / max(capacity, 1),
             "data_wait": min(1.0, self._row_waited_s / self._seconds),
             "mfu": self._num_hosts * sum(w.flops for w in self._work) / self._seconds / self._peak,
@@ -215,9 +220,13 @@ def _ratio(total: float, weight: float) -> float:
 
 
 class MetricsLog:
-    """`metrics.jsonl` (one object a row: step, kind, values) and TensorBoard; rows after `step` are dropped first."""
+    """`metrics.jsonl` (one object a row: step, kind, values), TensorBoard and, with `wandb_project`, Weights & Biases.
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    Rows after `step` are dropped first.
+    """
+
+    def __init__(self, run_dir: Path, step: int, wandb_project: str = "") -> None:
+        self._wandb = WandbLog(run_dir, wandb_project) if wandb_project else None
         self._path = run_dir / METRICS
         try:
             _truncate(self._path, step)
@@ -232,6 +241,8 @@ class MetricsLog:
     def __exit__(self, *_: Any) -> None:
         self._file.close()
         self._writer.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Adds a row; numbers that are not finite become null."""
@@ -242,7 +253,10 @@ class MetricsLog:
         except OSError as error:
             raise from_os_error(error, f"writing {self._path}") from error
         for name, value in values.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+            if math.isfinite(value):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, kind, values)
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:

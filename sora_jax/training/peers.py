@@ -69,6 +69,15 @@ class Peers:
         """What this process does now, for the others to see; costs nothing."""
         self._state = {**self._state, "step": step, "phase": phase}
 
+    def note(self, **facts: Any) -> None:
+        """Facts of this process that its signs of life carry from now on."""
+        self._state = {**self._state, **facts}
+
+    @property
+    def signs(self) -> dict[int, dict[str, Any]]:
+        """The last sign of life of every process, this one included."""
+        return dict(self._signs)
+
     def describe(self) -> str:
         """The last that was heard of every process: who is behind comes first."""
         now = time.monotonic()

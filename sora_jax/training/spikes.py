@@ -187,7 +187,8 @@ def describe(judged: Judged) -> tuple[str, dict[str, float]]:
         suffix = f"_{group}" if group else ""
         for column, name in enumerate(("loss", "grad_norm")):
             limit = math.inf if judged.limits is None else float(judged.limits[group, column])
-            row |= {f"{name}{suffix}": pair[column], f"{name}{suffix}_limit": limit}
+            row |= {f"{name}{suffix}": pair[column]}
+            row |= {f"{name}{suffix}_limit": limit} if math.isfinite(limit) else {}
             if not pair[column] <= limit or not math.isfinite(pair[column]):
                 over = f" over {limit:.4g}" if math.isfinite(limit) else ""
                 why.append(f"{name.replace('_', ' ')} {pair[column]:.4g}{over}")

@@ -13,12 +13,20 @@ from sora_jax.diffusion.generation import DiffusionConfig
 from sora_jax.models.dit import Dit, DitConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.text_encoder import TextEncoderConfig
-from sora_jax.objectives.diffusion import batch_flops, make_evaluate, make_loss, model_config, velocity_errors
+from sora_jax.objectives.diffusion import (
+    batch_flops,
+    make_activations,
+    make_evaluate,
+    make_loss,
+    model_config,
+    velocity_errors,
+)
 from sora_jax.parallel import make_mesh, put_batch, state_shardings
 
 LAYOUT = RowLayout(40, 16, 3, (1, 1, 1), 4, 2.0)
 MODEL = DitConfig(4, TextEncoderConfig(20, 16, 1, 2, 2), width=24, depth=2, num_heads=2)
 CONFIG = DiffusionConfig(MODEL, FlowConfig(reference_tokens=8))
+KEY, NAME = jax.random.key(5), "activation_rms/dit/blocks"
 SHAPES = ((2, 2, 3), (1, 3, 2), (3, 2, 2))
 
 
@@ -143,3 +151,20 @@ def test_flops_count_real_tokens_only():
 def test_a_named_size_can_be_overridden():
     cfg = model_config({"size": "S", "depth": 2, "text": {"width": 32}}, 4, 100)
     assert (cfg.width, cfg.depth, cfg.text.vocab_size, cfg.text.width) == (384, 2, 100, 32)
+
+
+def test_activations_are_measured_after_each_block_and_without_padding(params):
+    _, batch = errors(params, [samples()], jnp.full((1, 3), 0.5), jnp.zeros((1, 40, 4)))
+
+    def measure(activations, depth, batch):
+        blocks = jax.tree.map(lambda p: p[:depth], params["dit"]["blocks"])
+        return np.asarray(activations({"dit": {**params["dit"], "blocks": blocks}}, (), batch, KEY)[NAME])
+
+    shallow = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, depth=1))
+    of_both, of_first = (jax.jit(make_activations(cfg)) for cfg in (CONFIG, shallow))
+    both = measure(of_both, 2, batch)
+    np.testing.assert_allclose(both[:1], measure(of_first, 1, batch), rtol=1e-5)
+    is_padding = (batch["segment_ids"] == 0)[..., None]
+    assert is_padding.any() and both[0] != both[1]
+    other = {**batch, "tokens": jnp.where(is_padding, 1e3, batch["tokens"])}
+    np.testing.assert_allclose(measure(of_both, 2, other), both, rtol=1e-5)

@@ -1,0 +1,41 @@
+import os
+import signal
+
+from sora_jax.training.loop import train
+
+
+def asks_for_a_trace(toy, step):
+    """Batches before one of which this process is asked for a trace."""
+
+    def batches(start, num_steps):
+        for number in range(start, start + num_steps):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield toy.batch_at(number)
+
+    return batches
+
+
+def test_a_signal_traces_the_next_steps_of_a_live_run(toy, one_device, tmp_path, caplog):
+    settings = {"num_steps": 16, "trace_steps": 3, "eval_every": 0}
+    with caplog.at_level("INFO", logger="sora_jax"):
+        train(toy.prepare(None, asks_for_a_trace(toy, 5), **settings), tmp_path, one_device)
+    (folder,) = (tmp_path / "traces").iterdir()
+    assert folder.name in ("step_6_process_0", "step_7_process_0")
+    assert list(folder.rglob("*.xplane.pb")) and list(folder.rglob("*.trace.json.gz"))
+    assert "tracing steps" in caplog.text and "traced the steps up to" in caplog.text
+
+
+def test_a_trace_that_is_under_way_at_the_end_is_written(toy, one_device, tmp_path):
+    settings = {"num_steps": 8, "trace_steps": 100, "eval_every": 0}
+    train(toy.prepare(None, asks_for_a_trace(toy, 5), **settings), tmp_path, one_device)
+    assert list((tmp_path / "traces").rglob("*.xplane.pb"))
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(toy, one_device, tmp_path, caplog):
+    (tmp_path / "traces").write_text("not a folder")
+    settings = {"num_steps": 8, "eval_every": 0}
+    result = train(toy.prepare(None, asks_for_a_trace(toy, 5), **settings), tmp_path, one_device)
+    assert result["status"] == "finished"
+    assert "no trace of the steps after" in caplog.text
