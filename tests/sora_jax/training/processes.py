@@ -17,7 +17,10 @@ from sora_jax.training.step_folders import committed_steps
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TIMEOUT_S = 1200
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiled sooner
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # more processes than cores may be slow to meet
+)
 
 
 def free_port() -> int:
@@ -43,7 +46,7 @@ class Processes:
         shared = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {XLA_FLAGS}",
             "SORA_COORDINATOR": coordinator,
             "SORA_NUM_PROCESSES": str(count),
             "SORA_START_TIMEOUT_S": "60",
