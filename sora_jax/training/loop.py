@@ -238,7 +238,8 @@ class Run:
                     limits = self.history.limits(IN_FLIGHT - meter.num_in_flight)
                     state, step_metrics = train_step(state, frozen, batch, limits)
                     meter.add(step, step_metrics, feed.work)
-                    agreement.add()
+                    with meter.blocked():
+                        agreement.add()
                 compiled.add(feed.shapes)
                 self.watchdog.step(step)
                 ends = step == end or agreement.is_agreed

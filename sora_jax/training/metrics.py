@@ -6,11 +6,12 @@ time of training alone: evaluation, previews and the first step (which compiles)
 """
 
 import collections
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +143,13 @@ class Meter:
         self._next_waited_s = min(wait_s, max(0.0, time.perf_counter() - since))
         self.waited_s += self._next_waited_s
 
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """While it is entered the host waits for its devices, and so for the slowest of all processes."""
+        begun = time.perf_counter()
+        yield
+        self._blocked_s += time.perf_counter() - begun if self._is_running else 0.0
+
     def add(self, step: int, metrics: StepMetrics, work: Work) -> None:
         """A step just dispatched."""
         metrics.values.copy_to_host_async()
@@ -154,9 +162,8 @@ class Meter:
         rows = []
         while len(self._in_flight) > keep:
             step, metrics, work, on_the_clock, waited_s, ended = self._in_flight.popleft()
-            begun = time.perf_counter()
-            values = np.asarray(metrics.values)
-            self._blocked_s += time.perf_counter() - begun if on_the_clock else 0.0
+            with self.blocked():
+                values = np.asarray(metrics.values)
             self._values.append(values)
             self._ended.append(
                 (step, {n: _ratio(*pair) for n, pair in zip(metrics.names, values.tolist(), strict=True)})

@@ -103,10 +103,13 @@ def test_steps_are_dated_when_they_end_not_when_they_are_read():
     rows = [row for _, row in meter.pause()]
     time.sleep(0.2)  # a pause is no step's
     meter.start()
+    with meter.blocked():
+        time.sleep(0.05)  # another process is late
     meter.add(4, step_metrics(1.0), Work("rows", 1, 1, 1.0))
     rows += [row for _, row in meter.settle(keep=0)]
     meter.close()
     assert all(row["step_seconds"] > 0.01 for row in rows[:3]), "all three were read in an instant"
     assert sum(row["step_seconds"] for row in rows[:3]) >= 0.29
     assert [row["unreadable_clips"] for row in rows] == [1, 2, 3, 0]
+    assert rows[3]["host_seconds"] <= rows[3]["step_seconds"] - 0.049
     assert 0 < meter.waited_s <= 0.301 and sum(row["data_wait"] for row in rows) > 0
