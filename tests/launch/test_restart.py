@@ -177,9 +177,10 @@ def toy(*words: object) -> subprocess.CompletedProcess[str]:
     """A launcher and its words, with the toy's training as the verb's program."""
     environment = {**os.environ, "SORA_PROGRAM": TOY, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": "", "BACKOFF_S": "0"}
     command = [str(word) for word in words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.timeout(600)  # three starts: seconds on a quiet machine, minutes on a busy one
 def test_a_run_that_crashed_and_was_restarted_ends_bitwise_like_one_that_was_not(tmp_path, assert_same_runs):
     words = ("train", "--steps", 20, "--workdir")
     crash = ("--fail", 134, "--at", 14)
