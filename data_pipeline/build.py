@@ -6,13 +6,16 @@ split, tokenizer, captions, shards. The second step is a pure function of the fi
 whatever happened on the way. `DIR/inputs.jsonl` says what became of every input, `DIR/rejected.jsonl` why not.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import math
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from data_pipeline.ingest import Clip, Verdict
 from data_pipeline.records import Caption, ClipRecord
 from data_pipeline.shards import Manifest, ShardWriter
 from data_pipeline.staging import file_checksum, load_verdict, stage_all
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import SMALLEST_VOCAB, Tokenizer
 from data_pipeline.walk import (
     DROID_GROUP,
     CaptionLine,
@@ -55,6 +58,10 @@ class BuildConfig:
             raise UserError(f"heldout_fraction={self.heldout_fraction} must be at least 0 and below 1")
         if not 0 < self.max_seconds < math.inf:
             raise UserError(f"max_seconds={self.max_seconds} must be above 0 and finite")
+        if self.records_per_shard < 1:
+            raise UserError(f"records_per_shard={self.records_per_shard} must be at least 1")
+        if self.vocab_size < SMALLEST_VOCAB:
+            raise UserError(f"vocab_size={self.vocab_size} must be at least {SMALLEST_VOCAB}: bytes and a few letters")
         group_pattern(self.group_regex)
 
 
@@ -87,6 +94,8 @@ def build(
     """
     videos, out = Path(videos), Path(out)
     config.check()
+    if out.resolve() == videos.resolve():
+        raise UserError(f"--out and --videos are both {out}: choose another folder for the data set")
     lines = read_captions(None if captions is None else Path(captions), videos)
     loaded = None if tokenizer is None else Tokenizer.load(tokenizer)
     paths = find_inputs(videos, exclude=out)
@@ -102,14 +111,17 @@ def build(
         if (out / "manifest.json").exists():
             manifest = _finished(videos, out, paths, lines, config, loaded, workers)
         else:
-            staged = stage_all(videos, out / ".staging", paths, BUILD_VERSION, config.max_seconds, workers, on_progress)
-            pattern = group_pattern(config.group_regex)
-            inputs = [
-                Input(path, staged[path], tuple(own := lines.get(path, [])), group_of(path, own, pattern))
-                for path in paths
-            ]
-            manifest = _assemble(videos, out, inputs, config, loaded)
-            shutil.rmtree(out / ".staging", ignore_errors=True)
+            with _alone_in(out):
+                staged = stage_all(
+                    videos, out / ".staging", paths, BUILD_VERSION, config.max_seconds, workers, on_progress
+                )
+                pattern = group_pattern(config.group_regex)
+                inputs = [
+                    Input(path, staged[path], tuple(own := lines.get(path, [])), group_of(path, own, pattern))
+                    for path in paths
+                ]
+                manifest = _assemble(videos, out, inputs, config, loaded)
+                shutil.rmtree(out / ".staging", ignore_errors=True)
     except OSError as error:
         raise from_os_error(error, f"building {out}") from error
     return {
@@ -123,6 +135,21 @@ def build(
         "captions_unmatched": unmatched,
         "fingerprint": manifest.fingerprint,
     }
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Locks the folder against a second build; the lock ends with the process."""
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another build writes into {out}: wait for it, or choose another --out") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _finished(

@@ -11,4 +11,6 @@ def from_os_error(error: OSError, action: str) -> UserError:
     """Turns a failed system call during `action` ("writing shards into X") into a message with a remedy."""
     if error.errno == errno.ENOSPC:
         return UserError(f"the disk is full while {action}: free some space or choose another folder, then run again")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return UserError(f"{action} failed: {error.filename} is a file, or lies below one: choose another folder")
     return UserError(f"{action} failed: {error.strerror or error}: {error.filename or ''}".rstrip(": "))

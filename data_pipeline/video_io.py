@@ -28,6 +28,7 @@ from data_pipeline.video_frames import iterate_frames, probe
 __all__ = [
     "Frames",
     "VideoInfo",
+    "check_memory",
     "decode",
     "decode_record",
     "encode_stream",
@@ -115,6 +116,17 @@ def resize_and_crop(
     box = (left, top, left + width / scale, top + height / scale)
     resize = partial(Image.Image.resize, size=(width, height), resample=Image.Resampling.BICUBIC, box=box)
     return np.stack([np.asarray(resize(Image.fromarray(frame))) for frame in frames])
+
+
+def check_memory(num_frames: int, height: int, width: int) -> None:
+    """Raises `UserError` for videos that cannot be made here: as float32, the pixels alone are more than the memory."""
+    needed = 4 * 3 * num_frames * height * width
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UserError(
+            f"{num_frames} frames of {width}x{height} are {needed / 2**30:.0f} GiB of pixels, this machine has "
+            f"{memory / 2**30:.0f} GiB of memory: choose a smaller size or fewer frames"
+        )
 
 
 def write_video(path: Path | str, frames: Frames, fps: float, crf: int | None = None) -> None:

@@ -33,7 +33,7 @@ step() {
   for word in "$@"; do
     case "$word" in "$AE_CONFIG" | "$DIT_CONFIG" | "$PROMPTS") inputs+=("$word") ;; esac
   done
-  key="$(printf '%s\n' "$key" "$@" | cat - "${inputs[@]}" | cksum | tr " " -)"
+  key="$(printf '%s\n' "$key" "$@" | cat - ${inputs[@]+"${inputs[@]}"} | cksum | tr " " -)"
   stamp="$OUT/.done/$name"
   line="sora-jax$(printf ' %q' "$@")"
   printf '\n\033[1m── %s\033[0m\n   %s\n' "$name" "$line"

@@ -5,6 +5,7 @@ Components declare their own frozen dataclass and never see the whole config.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -37,6 +38,10 @@ class OptimConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     muon_momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        at_least(self, "config.optim", 0, "learning_rate", "warmup_steps", "final_fraction", "eps", "weight_decay")
+        below_one(self, "config.optim", "b1", "b2", "ema_decay", "muon_momentum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +160,15 @@ def _expect(ok: bool, what: str, value: Any, where: str) -> None:
 def at_least(config: Any, where: str, least: int, *names: str) -> None:
     """Raises UserError for a field of `config` below `least`."""
     for name in names:
-        if getattr(config, name) < least:
-            raise UserError(f"{where}.{name} is {getattr(config, name)}, but must be at least {least}")
+        if not least <= getattr(config, name) < math.inf:
+            raise UserError(f"{where}.{name} is {getattr(config, name)}, but must be at least {least}, and finite")
+
+
+def below_one(config: Any, where: str, *names: str) -> None:
+    """Raises UserError for a field of `config` that is not in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"{where}.{name} is {getattr(config, name)}, but must be at least 0 and below 1")
 
 
 def check_sections(config: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...]) -> None:

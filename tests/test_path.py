@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.latents import WindowConfig
 from data_pipeline.shards import ShardReader
 from data_pipeline.video_io import decode
+from sora_jax.commands.encode import find_or_export
 from sora_jax.commands.main import main
 from sora_jax.models.codec import load_codec
 from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes
@@ -212,6 +214,22 @@ def test_a_damaged_export_is_refused(world, tmp_path):
     (tmp_path / "export/autoencoder.json").write_text(json.dumps(header))
     with pytest.raises(UserError, match="fingerprint"):
         load_codec(tmp_path / "export")
+    for damaged in ("[]", "{}", json.dumps({k: v for k, v in header.items() if k != "config"})):
+        (tmp_path / "export/autoencoder.json").write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            load_codec(tmp_path / "export")
+
+
+def test_an_export_of_other_weights_is_made_again(world, tmp_path):
+    """Such as those of a run that was deleted and trained again to the same step, or a damaged one."""
+    run, reader = tmp_path / "run", ShardReader(world / "clips", kind="clip")
+    shutil.copytree(world / "autoencoder", run)
+    whole = load_codec(run)
+    assert find_or_export(run, reader, WindowConfig()).fingerprint == whole.fingerprint
+    dataclasses.replace(whole, params=jax.tree.map(lambda x: x + 1, whole.params)).save(run / "export")
+    assert find_or_export(run, reader, WindowConfig()).fingerprint == whole.fingerprint
+    (run / "export/weights.safetensors").write_bytes(b"")
+    assert find_or_export(run, reader, WindowConfig()).fingerprint == whole.fingerprint
 
 
 @pytest.fixture(scope="module")

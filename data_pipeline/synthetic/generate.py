@@ -24,7 +24,7 @@ from data_pipeline.synthetic.captions import captions
 from data_pipeline.synthetic.render import render
 from data_pipeline.synthetic.scene import Scene
 from data_pipeline.synthetic.worlds import WORLDS, draw_scene
-from data_pipeline.video_io import encode_video
+from data_pipeline.video_io import check_memory, encode_video
 
 GENERATOR_VERSION = 1  # part of world.json: raise it when the same seed gives other bytes
 _CHUNK = 16
@@ -56,7 +56,9 @@ def generate(
     directory = Path(directory)
     if config.seed < 0:
         raise UserError(f"seed is {config.seed}, but must be 0 or more")
-    draw_scene(config.world, config.seed, 0, config.size, config.frames)  # bad options fail before anything is written
+    # bad options fail before anything is written
+    scene = draw_scene(config.world, config.seed, 0, config.size, config.frames)
+    check_memory(scene.num_frames, scene.height, scene.width)
     if config.clips < 1:
         raise UserError(f"a world needs at least 1 clip, got {config.clips}")
     try:

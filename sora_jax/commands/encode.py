@@ -1,6 +1,7 @@
 """`sora-jax encode`: clip shards → latent shards, through a trained autoencoder."""
 
 import argparse
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from data_pipeline.errors import UserError
 from data_pipeline.latents import Encoding, WindowConfig, encode_latents, estimate_statistics
 from data_pipeline.shards import ShardReader
 from sora_jax.models.codec import Codec, load_codec
@@ -46,20 +48,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_or_export(autoencoder: Path, reader: ShardReader, windows: WindowConfig) -> Codec:
-    """The export of a run, made now from its newest checkpoint (EMA) if there is none of that step yet.
+    """The export of a run, made now from its newest checkpoint (EMA) unless there is one of the very same weights.
 
     The latents' statistics come from this data set; the export keeps them for every later one.
     """
     if not is_run(autoencoder):
         return load_codec(autoencoder)
-    codec, step = newest_codec(autoencoder)
-    step_file = autoencoder / "export" / "step.txt"
-    if step_file.exists() and step_file.read_text() == str(step):
-        return load_codec(autoencoder / "export")
+    codec, _ = newest_codec(autoencoder)
+    exported = _export_of(autoencoder)
+    neutral = dict(latent_mean=codec.latent_mean, latent_std=codec.latent_std)
+    if exported is not None and dataclasses.replace(exported, **neutral).fingerprint == codec.fingerprint:
+        return exported
     compression = codec.config.temporal_compression, codec.config.spatial_compression
     mean, std = estimate_statistics(reader, codec.encode, windows, compression)
     codec = Codec(codec.config, codec.params, np.asarray(mean, np.float32), np.asarray(std, np.float32))
     shutil.rmtree(autoencoder / "export", ignore_errors=True)
     codec.save(autoencoder / "export")
-    step_file.write_text(str(step))
     return codec
+
+
+def _export_of(run: Path) -> Codec | None:
+    """The run's export, or None where there is none that can be read: it can be made again."""
+    try:
+        return load_codec(run / "export")
+    except UserError:
+        return None

@@ -20,12 +20,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import logging as absl_logging
+
 from data_pipeline.errors import UserError
 
 # A loader's worker process re-imports the main script as `__mp_main__`, and needs no jax: blocking that import there
 # saves each worker 140 MiB and a second (Grain imports jax where it finds it). In the parent the two are one module.
 if sys.modules.get("__mp_main__", sys.modules["__main__"]) is not sys.modules["__main__"]:
     sys.modules.setdefault("jax", None)  # type: ignore[arg-type]
+    # Grain warns of that, once a worker.
+    absl_logging.get_absl_logger().addFilter(lambda record: "jax profiler" not in record.getMessage())
 
 VERBS = {
     "data": "make or look at data sets: synth (render a world), build (videos to shards), …",

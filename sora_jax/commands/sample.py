@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.video_io import write_video
+from data_pipeline.video_io import check_memory, write_video
 from sora_jax.config import build_config
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.flow import FlowConfig
@@ -98,15 +98,18 @@ def make_requests(prompts: list[str], args: argparse.Namespace, preview: dict[st
         raise UserError(f"--seed is {args.seed}, but must be from 0 to {2**31 - 1}")
     frames = args.frames if args.frames is not None else preview.get("num_frames", 9)
     fps = args.fps if args.fps is not None else preview.get("fps", 8.0)
+    check_memory(frames, height, width)
     return [Request(p, width, height, frames, fps, args.seed + i) for i, p in enumerate(prompts)]
 
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line, empty lines left out."""
     try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # By line feeds alone: `splitlines` would also cut a prompt at the separators that word processors put in.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read prompts from {path}: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"{path} holds no prompt; write one on each line")
     return prompts

@@ -17,7 +17,9 @@ from data_pipeline.errors import UserError
 
 PREDICTIONS = ("velocity", "x_0", "noise")
 MIN_TIME = 0.05
-"""x_0 and ε determine the velocity through a division by t or 1 - t, which is bounded here."""
+"""x_0 and ε determine the velocity through a division by t or 1 - t, which is held at this least. Below it the
+conversion is no longer exact: the velocity is too small by the factor t / MIN_TIME (or (1 - t) / MIN_TIME), so a loss
+on it weighs such times less and a sampler's last steps fall short of x_0, instead of errors growing without bound."""
 
 
 @dataclass(frozen=True)

@@ -106,18 +106,22 @@ def load_codec(directory: Path | str) -> Codec:
     try:
         header = json.loads((folder / "autoencoder.json").read_text())
         params = traverse_util.unflatten_dict(load_file(folder / "weights.safetensors"), sep="/")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"the autoencoder export {folder} is damaged ({error}); copy it or run encode again") from error
-    codec = Codec(
-        config=build_config(AutoencoderConfig, header["config"], f"{folder}/autoencoder.json: config"),
-        params=jax.tree.map(jnp.asarray, params),
-        latent_mean=np.asarray(header["latent_mean"], np.float32),
-        latent_std=np.asarray(header["latent_std"], np.float32),
-    )
-    if codec.fingerprint != header["fingerprint"]:
+        mean, std = (np.asarray(header[name], np.float32) for name in ("latent_mean", "latent_std"))
+        config, said = dict(header["config"]), str(header["fingerprint"])
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: the weights' fingerprint is {codec.fingerprint[:12]}, autoencoder.json says "
-            f"{header['fingerprint'][:12]}; the export is damaged, copy it again"
+            f"the autoencoder export {folder} is damaged ({error!r}); copy it or run encode again"
+        ) from error
+    codec = Codec(
+        config=build_config(AutoencoderConfig, config, f"{folder}/autoencoder.json: config"),
+        params=jax.tree.map(jnp.asarray, params),
+        latent_mean=mean,
+        latent_std=std,
+    )
+    if codec.fingerprint != said:
+        raise UserError(
+            f"{folder}: the weights' fingerprint is {codec.fingerprint[:12]}, autoencoder.json says {said[:12]}; the "
+            "export is damaged, copy it again"
         )
     return codec
 

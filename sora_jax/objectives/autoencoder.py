@@ -42,10 +42,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     loss = build_config(AutoencoderLossConfig, config.get("loss", {}), "config.loss")
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     train = build_config(TrainConfig, config["train"], "config.train")
-    data = dict(config["data"])
-    path = data.pop("path")
-    shared = {"batch_size": train.batch_rows, "seed": train.seed}
-    stream = build_config(ClipStreamConfig, {**shared, **data}, "config.data")
+    path, stream = config["data"]["path"], stream_config(config)
     for crop in stream.crops:
         model.latent_shape(*crop)
     rows = process_rows(train.batch_rows, train.mesh)
@@ -68,6 +65,13 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
         config=dict(config),
     )
+
+
+def stream_config(config: Mapping[str, Any]) -> ClipStreamConfig:
+    """The crops from a run's config; the global batch and the seed are the run's own."""
+    data = {k: v for k, v in dict(config["data"]).items() if k != "path"}
+    shared = {"batch_size": config["train"]["batch_rows"], "seed": config["train"].get("seed", 0)}
+    return build_config(ClipStreamConfig, {**shared, **data}, "config.data")
 
 
 def heldout_source(path: str, stream: ClipStreamConfig, rows: tuple[int, int]) -> ClipSource | None:

@@ -1,6 +1,7 @@
 """From a folder of files to shards: every input gets a verdict, and what happened on the way leaves no trace."""
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -312,9 +313,26 @@ def test_bad_folders_and_options_are_clear_errors(tmp_path):
     with pytest.raises(UserError, match=r"none of the 1 inputs .* usable"):
         build(tmp_path / "in", tmp_path / "out", BuildConfig())
     assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["reason"] == "the file is empty"
-    for options in ({"heldout_fraction": 1.0}, {"max_seconds": 0.0}, {"group_regex": "x"}):
+    for options in ({"heldout_fraction": 1.0}, {"max_seconds": 0.0}, {"group_regex": "x"},
+                    {"records_per_shard": 0}, {"vocab_size": 300}):  # fmt: skip
         with pytest.raises(UserError):
             build(tmp_path / "in", tmp_path / "out", BuildConfig(**options))
+
+
+def test_two_builds_never_share_a_folder(videos, tmp_path):
+    with pytest.raises(UserError, match="--out and --videos are both"):
+        build(videos, videos / "deep" / "..", CONFIG)
+    (tmp_path / "out").mkdir()
+    descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UserError, match="another build writes into"):
+            build(videos, tmp_path / "out", CONFIG)
+    finally:
+        os.close(descriptor)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file, or lies below one: choose another folder"):
+        build(videos, tmp_path / "file", CONFIG)
 
 
 def test_encrypted_and_keyless_files_are_rejected(shared_data, tmp_path):

@@ -53,3 +53,8 @@ def test_packing_and_loader_of_the_shared_clips(shared_data: Path, tmp_path: Pat
     command = f"bench loader --data {tmp_path / 'data'} --crop 5x64x64 --batch_rows 2 --steps 2 --num_workers 0"
     assert main(command.split()) == 0
     assert last_line(capsys)["frames_per_s"] > 0
+    command = f"bench loader --data {tmp_path / 'data'} --config configs/autoencoder_droid_tiny.py --steps 1"
+    assert main([*command.split(), "--num_workers", "0", "--config.train.batch_rows=1"]) == 0
+    assert last_line(capsys)["frames_per_s"] > 0
+    assert main(["bench", "loader", "--data", str(tmp_path / "data"), "--config", "configs/dit_quickstart.py"]) == 2
+    assert "holds clip records, but configs/dit_quickstart.py trains the diffusion" in capsys.readouterr().err

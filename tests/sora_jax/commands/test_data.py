@@ -30,3 +30,5 @@ def test_user_errors_are_one_line_and_exit_two(tmp_path, capsys):
     assert "is not a folder" in capsys.readouterr().err.splitlines()[-1]
     assert main(["data", "synth", "--out", str(tmp_path / "w"), "--clips", "1", "--size", "big"]) == 2
     assert "WIDTHxHEIGHT" in capsys.readouterr().err
+    assert main(["data", "synth", "--out", str(tmp_path / "w"), "--clips", "1", "--size", "1000000x1000000"]) == 2
+    assert "GiB of memory: choose a smaller size" in capsys.readouterr().err
