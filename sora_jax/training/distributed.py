@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import UserError
-from sora_jax.training.peers import CLIENT_HEARTBEAT_S, EXIT_HOST_LOST, LINGER_S, Peers, client
+from sora_jax.training.peers import CLIENT_HEARTBEAT_S, EXIT_HOST_LOST, LINGER_S, SILENCE_S, Peers, client
 from sora_jax.training.rendezvous import Place, meet
 
 START_TIMEOUT_S = 120.0
@@ -69,6 +70,18 @@ def _number(environment: Mapping[str, str], *names: str) -> int | None:
     return int(environment[name])
 
 
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    """What this variable says, or the default. Raises UserError if it is no time."""
+    text = environment.get(name) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{name} is '{text}', but must be a number of seconds above 0")
+    return seconds
+
+
 def _slurm_coordinator(environment: Mapping[str, str]) -> str:
     """The step's first node, and a port that follows from the job's id."""
     first = environment["SLURM_STEP_NODELIST"].split(",")[0]
@@ -105,9 +118,10 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     if place is None and not is_platform_known(environment):
         yield
         return
-    _start(place, environment)
+    silence_s = _seconds(environment, "SORA_SILENCE_S", SILENCE_S)
+    _start(place, environment, _seconds(environment, "SORA_START_TIMEOUT_S", START_TIMEOUT_S))
     _quieten()
-    peers = Peers()
+    peers = Peers(silence_s)
     try:
         with peers:
             _compare_clocks()
@@ -117,8 +131,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
         peers.fail(*_verdict(error))
 
 
-def _start(place: Place | None, environment: Mapping[str, str]) -> None:
-    timeout_s = float(environment.get("SORA_START_TIMEOUT_S") or START_TIMEOUT_S)
+def _start(place: Place | None, environment: Mapping[str, str], timeout_s: float) -> None:
     # Its handler of SIGTERM would take the place of ours; the loop agrees on the step at which to stop by itself.
     jax.config.update("jax_enable_preemption_service", False)
     limits: dict[str, int] = {

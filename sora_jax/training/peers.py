@@ -2,7 +2,7 @@
 
 A thread of each process writes a sign of life into the coordination service every second and reads those of all
 others; a second thread, which waits for nothing, judges what the first one has heard. A process that was not heard for
-`SILENCE_S`, by the clock of the one who listens, is lost: everyone says so and exits with code 76.
+`silence_s`, by the clock of the one who listens, is lost: everyone says so and exits with code 76.
 """
 
 import json
@@ -21,7 +21,6 @@ EXIT_HOST_LOST = 76
 """EX_PROTOCOL of sysexits.h: another process was lost or hung; run the same command again to go on."""
 PERIOD_S = 1.0
 SILENCE_S = 30.0
-"""The environment's SORA_SILENCE_S, if it is set, instead"""
 CLIENT_HEARTBEAT_S = 100
 """JAX's own limit, should Python itself hang; it ends the process by SIGABRT, without our words, so it comes late."""
 LINGER_S = 4.0
@@ -36,13 +35,13 @@ def client() -> Any:
 class Peers:
     """The other processes, watched while it is entered. It never touches a device."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence_s: float = SILENCE_S) -> None:
         self._me, self._count = jax.process_index(), jax.process_count()
         self._state: dict[str, Any] = {"host": socket.gethostname(), "step": 0, "phase": "start"}
         self._signs: dict[int, dict[str, Any]] = {}
         self._heard: dict[int, float] = {}
         self._answered = time.monotonic()
-        self._silence_s = float(os.environ.get("SORA_SILENCE_S") or SILENCE_S)
+        self._silence_s = silence_s
         self._closed = threading.Event()
         self._failed, self._lock = threading.Event(), threading.Lock()
         self.dump: Callable[[], None] | None = None

@@ -58,6 +58,17 @@ def test_variables_that_name_only_a_part_are_an_error(environment, reason):
         find_place(environment)
 
 
+@pytest.mark.parametrize("name", ["SORA_SILENCE_S", "SORA_START_TIMEOUT_S"])
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_time_is_an_error(name, text):
+    place = {"SORA_COORDINATOR": "127.0.0.1:9", "SORA_NUM_PROCESSES": "2", "SORA_PROCESS_ID": "1"}
+    with (
+        pytest.raises(UserError, match=f"{name} is '{text}', but must be a number of seconds"),
+        joined({**place, name: text}),
+    ):
+        pass
+
+
 def test_only_a_gpu_node_with_several_tasks_gives_each_one_device():
     task = {"SLURM_LOCALID": "3", "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
     assert local_devices(task) == [3]
