@@ -1,4 +1,4 @@
-"""The demo's generator: an 8 M parameter DiT on latents of the embedded `demo` world.
+"""The demo's generator: a 9.6 M parameter DiT on latents of the embedded `demo` world.
 
     sora-jax train --config configs/dit_demo.py --workdir runs/demo/dit --config.data.path=runs/demo/latents
 

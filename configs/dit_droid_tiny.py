@@ -32,12 +32,12 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=1200,
+        num_steps=800,
         batch_rows=8,
         log_every=20,
-        eval_every=300,
+        eval_every=200,
         eval_batches=2,
-        preview_every=300,
+        preview_every=400,
         checkpoint_every=200,
     )
     config.preview = dict(
