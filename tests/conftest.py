@@ -5,6 +5,7 @@ it before any test module, in each xdist worker anew.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell ignores SIGINT in what it starts in the background, and so do all that inherit it: tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every annotated function of both packages is checked, shapes and dtypes, on every call in the tests. An int where a
 # float is asked for is fine, as PEP 484 has it.

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from sora_jax.evaluation.storm import Storm, run_storm
     from sora_jax.evaluation.storm_verdict import judge, markdown, rich_table, tabulate
 
-    train = load_config(args.config, args.overrides).train
+    train = load_config(args.config, args.overrides)["train"]
     if train.num_steps < 2 * train.checkpoint_every or train.checkpoint_every < 1:
         raise UserError(
             f"a run of {train.num_steps} steps that is saved every {train.checkpoint_every} has nothing to resume "

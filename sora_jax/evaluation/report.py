@@ -222,7 +222,9 @@ def _facts(
     facts = [("machine of this page", f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")]
     for name, folder in runs.items():
         made = _read_json(folder / "run.json")
-        facts.append((f"{name} trained on", f"{made['devices']}, jax {made['jax']}, code {made['code']}"))
+        if environment := made.get("environment"):  # older runs have none
+            versions = f"jax {environment['packages']['jax']}, code {made['code']}"
+            facts.append((f"{name} trained on", f"{environment['devices']}, {versions}"))
         last = max((row["step"] for row in metrics[name]), default=0)
         rates = [row for row in metrics[name] if row["kind"] == "train" and row.get("step_seconds")]
         if rates:
