@@ -16,9 +16,9 @@ from sora_jax.training.ledger import add_up, read_ledger
 from sora_jax.training.metrics import read_metrics
 
 PARTS = ("params", "ema", "state")
-CLOCKS = ("step_seconds", "per_second", "data_wait", "mfu", "padding")
-"""Endings of the metrics that are about time, and differ between any two runs; and padding, which the host counts while
-its clock runs and the device otherwise: the last digit differs"""
+CLOCKS = ("_seconds", "per_second", "data_wait", "mfu", "_gib", "padding")
+"""Endings of the metrics that are about time and memory, and differ between any two runs; and padding, which the host
+counts while its clock runs and the device otherwise: the last digit differs"""
 COLUMNS = (
     "kind", "kills", "exit codes", "in a save", "steps lost", "steps repeated", "kill to all exited, s",
     "start to first step, s",

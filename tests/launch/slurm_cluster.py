@@ -82,9 +82,9 @@ class SlurmCluster:
 
     def start_now(self, job: int | str, restarts: int = 1, timeout_s: float = 120) -> None:
         """Waits until a job is back in the queue for its restart of that number, and skips the two minutes for which
-        Slurm holds it there."""
+        Slurm holds it there. Not all of them: within the second in which it ended, its node refuses its credential."""
         deadline = time.monotonic() + timeout_s
         while (found := self.job(job))["JobState"] != "PENDING" or int(found["Restarts"]) < restarts:
             assert time.monotonic() < deadline, f"job {job} is not back in the queue after {timeout_s} s, but {found}"
             time.sleep(POLL_S)
-        self.run("scontrol", "update", f"jobid={job}", "starttime=now")
+        self.run("scontrol", "update", f"jobid={job}", "starttime=now+2")

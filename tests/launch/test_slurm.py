@@ -33,7 +33,7 @@ def results(out: Path) -> list[dict]:
 def finish(cluster: SlurmCluster, job: int, out: Path, restarts: int) -> list[dict]:
     """Waits for a job to complete after so many restarts, and returns what each start printed."""
     found = cluster.wait(job, "COMPLETED", "FAILED")
-    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", str(restarts)), out.read_text()
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", str(restarts)), (found, out.read_text())
     return results(out)
 
 
