@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -21,8 +22,10 @@ def test_a_signal_during_a_save_loses_nothing(toy, one_device, tmp_path):
 
     def batches(start, num_steps):
         for step in range(start, start + num_steps):
-            if step == 5 and start == 0:  # step 4 has just begun to be saved
-                seen.extend(p.name for p in (tmp_path / "checkpoints").iterdir())
+            if step == 5 and start == 0:  # step 4 has just begun to be saved, by threads of Orbax
+                deadline = time.monotonic() + 60
+                while not seen and time.monotonic() < deadline:
+                    seen.extend(p.name for p in (tmp_path / "checkpoints").iterdir())
                 os.kill(os.getpid(), signal.SIGTERM)
             yield toy.batch_at(step)
 
