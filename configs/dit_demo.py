@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model = dict(
         width=256, depth=6, num_heads=4, remat="dots", text=dict(width=192, depth=2, num_heads=4, mlp_ratio=2)
     )
-    config.flow = dict(reference_tokens=20)
+    config.flow = dict(reference_tokens=5)
     config.optim = dict(
         optimizer="adamw",
         learning_rate=1.5e-3,
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=3200,
+        num_steps=4000,
         batch_rows=16,
         log_every=20,
         eval_every=500,
