@@ -98,6 +98,11 @@ class TrainConfig:
         at_least(self, "config.train", 0, "num_workers", "max_nonfinite_steps", "seed", "hang_timeout_s")
         at_least(self, "config.train", 0, "keep_every", "durable_every")
         choose(dict.fromkeys(RESTORE_CHECKS), self.restore_check, "config.train.restore_check")
+        if self.keep_best and not (self.eval_every and self.eval_batches):
+            raise UserError(
+                f"config.train.keep_best is '{self.keep_best}', but nothing is evaluated: eval_every is "
+                f"{self.eval_every} and eval_batches {self.eval_batches}; both must be at least 1"
+            )
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:

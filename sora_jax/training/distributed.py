@@ -169,6 +169,17 @@ def barrier(name: str, timeout_s: float = AGREEMENT_TIMEOUT_S) -> None:
         client().wait_at_barrier(f"sora/{next(_numbers)}/{name}", round(timeout_s * 1000))
 
 
+def compile_together(program: Any, *args: Any) -> None:
+    """Compiles a jitted function for these arguments in every process before any of them runs it.
+
+    Each compiles (or finds its program in the cache) in its own time, and gloo waits 30 s for the last one at a group's
+    first exchange. The call that follows finds what was compiled here.
+    """
+    if jax.process_count() > 1:
+        program.lower(*args).compile()
+        barrier("compiled")
+
+
 def agreed(name: str, value: Any) -> Any:
     """Process 0's `value` (anything that JSON can hold), in every process; each must call it equally often."""
     if jax.process_count() == 1:

@@ -25,7 +25,7 @@ from sora_jax.config import TrainConfig
 from sora_jax.parallel import check_rows, make_mesh, num_row_groups, on_local_devices, put_batch, state_shardings
 from sora_jax.training import step as training_step
 from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
-from sora_jax.training.distributed import agreed, barrier, is_leader
+from sora_jax.training.distributed import agreed, barrier, compile_together, is_leader
 from sora_jax.training.feed import Feed
 from sora_jax.training.ledger import END, FINISHED, Ledger
 from sora_jax.training.metrics import IN_FLIGHT, Meter, MetricsLog, mean_of_sums, peak_flops, read_metrics
@@ -85,6 +85,8 @@ def train(
     if config.init_from and not known_steps(workdir, config.fast_dir):
         find_checkpoint(*parse_reference(config.init_from))
     training_step.abstract_state(task, config)  # a model that cannot be built fails before anything is written
+    if config.keep_best:
+        check_keep_best(prepared, mesh)
     description = describe_run(prepared.config, task.fingerprints)
     with RunLock(workdir) if is_leader() else contextlib.nullcontext():
         start = open_together(workdir, description, config.fast_dir, from_step)
@@ -94,6 +96,22 @@ def train(
         else:
             reached = train_from(start, prepared, workdir, mesh, description, started)
     return summarise(workdir, config, reached, start, time.perf_counter() - begun)
+
+
+def check_keep_best(prepared: Prepared, mesh: Mesh) -> None:
+    """Raises UserError if `keep_best` names no metric of the task's held-out evaluation."""
+    task, config = prepared.task, prepared.train
+    first = next(iter(prepared.eval_batches()), None)
+    if first is None:
+        raise UserError(f"config.train.keep_best is '{config.keep_best}', but the data set has no held-out clips")
+    with jax.set_mesh(mesh):
+        params = training_step.abstract_state(task, config).params
+        key = training_step.fold_seed(config.seed, training_step.EVAL_KEY)
+        names = sorted(jax.eval_shape(task.evaluate, params, task.frozen, put_batch(first, mesh), key))
+    if config.keep_best.partition(":")[0] not in names:
+        raise UserError(
+            f"config.train.keep_best is '{config.keep_best}', but the held-out evaluation measures {', '.join(names)}"
+        )
 
 
 def train_from(
@@ -162,7 +180,10 @@ def train_stretch(
         evaluate = training_step.make_evaluate(task, config, tools.shardings)
         history = History(config, [group.name for group in task.groups], data.get("recent", ()))
         norms, stragglers = make_norms(task, config, tools.shardings), Stragglers(progress.say)
-        run = Run(prepared, workdir, *tools, checkpoints, log, progress, evaluate, norms, stragglers, history, skips)
+        window = data.get("window") if begin == start else None
+        run = Run(
+            prepared, workdir, *tools, checkpoints, log, progress, evaluate, norms, stragglers, history, window, skips
+        )
         reached = run.advance(state, begin, end)
         with tools.watchdog.slow("last save"), tools.ledger.during("save"):
             checkpoints.wait()
@@ -212,6 +233,8 @@ class Run:
     norms: Callable[..., dict[str, float]]
     stragglers: Stragglers
     history: History
+    window: dict[str, Any] | None
+    """what the checkpoint holds of the row of metrics that was not full yet"""
     skips: list[Skip]
 
     def advance(self, state: TrainState, start: int, end: int) -> int:
@@ -221,7 +244,7 @@ class Run:
         replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         frozen = jax.device_put(task.frozen, replicated)
         peak = peak_flops(self.mesh.devices.flat)
-        meter = Meter(config.log_every, config.num_steps, peak, num_row_groups(self.mesh))
+        meter = Meter(config.log_every, config.num_steps, peak, num_row_groups(self.mesh), self.window)
         feed, agreement = Feed(self.prepared, self.mesh, start), StopAgreement(self.stop, self.mesh, IN_FLIGHT)
         step, compiled = start, set()
         self.ledger.train_from(start)
@@ -236,6 +259,8 @@ class Run:
                     else self._compiling(meter, max(feed.shapes, key=lambda s: np.prod(s[1])))
                 ):
                     limits = self.history.limits(IN_FLIGHT - meter.num_in_flight)
+                    if not known:
+                        compile_together(train_step, state, frozen, batch, limits)
                     state, step_metrics = train_step(state, frozen, batch, limits)
                     meter.add(step, step_metrics, feed.work)
                     with meter.blocked():
@@ -251,7 +276,7 @@ class Run:
                         self._evaluate(step, state, frozen)
                 if batch is None or _due(step, config.checkpoint_every, config.num_steps):
                     with self._aside(meter, "save"):
-                        self._save(step, state, last=batch is None)
+                        self._save(step, state, meter.window, last=batch is None)
                 if _due(step, config.preview_every, config.num_steps):  # after the save: a picture risks nothing
                     with self._aside(meter, "preview"):
                         self._preview(step, state, frozen)
@@ -340,6 +365,7 @@ class Run:
         sums, first = [], None
         for number, held_out in enumerate(batches):
             batch = put_batch(held_out, self.mesh)
+            compile_together(self.evaluate, state.ema, frozen, batch, np.int32(number))
             sums.append(self.evaluate(state.ema, frozen, batch, np.int32(number)))
             first = batch if first is None else first
         self._write(step, "norms", self.norms(state.params, frozen, first))
@@ -363,11 +389,12 @@ class Run:
             self.progress.say(f"step {step} preview: {', '.join(map(str, paths))}")
         barrier("preview")
 
-    def _save(self, step: int, state: TrainState, last: bool) -> None:
+    def _save(self, step: int, state: TrainState, window: dict[str, Any], last: bool) -> None:
         data = {
             "seed": self.prepared.train.seed,
             "fingerprints": dict(self.prepared.task.fingerprints),
             "recent": self.history.to_json(),
+            "window": window,
         }
         self.checkpoints.save(state, step, data, last=last)
         self.progress.say(f"step {step} saving to {self.checkpoints.folder(step)}")

@@ -87,17 +87,22 @@ class Meter:
     """Reads each step's metrics a little late and turns windows of `log_every` steps into rows.
 
     A thread notes when each step ends on the device, whenever it is read. The clock runs between `start` and `pause`;
-    only steps dispatched meanwhile count for the rates.
+    only steps dispatched meanwhile count for the rates. `window` is what `Meter.window` was when a checkpoint was
+    made: the row that was not full then is the same as without the interruption, but for its rates.
     """
 
-    def __init__(self, log_every: int, num_steps: int, peak: float, num_hosts: int = 1) -> None:
+    def __init__(
+        self, log_every: int, num_steps: int, peak: float, num_hosts: int = 1, window: Mapping[str, Any] | None = None
+    ) -> None:
         self._log_every, self._num_steps, self._peak, self._num_hosts = log_every, num_steps, peak, num_hosts
         self._in_flight: collections.deque[_InFlight] = collections.deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="meter")
         self._last: Future[float] | None = None
-        self._values: list[np.ndarray] = []
+        window = window or {"values": [], "unreadable": 0}
+        self._values = [np.array(values, np.float32) for values in window["values"]]  # None is NaN
         self._work: list[Work] = []
-        self._seconds, self._row_waited_s, self._blocked_s, self._unreadable = 0.0, 0.0, 0.0, 0
+        self._seconds, self._row_waited_s, self._blocked_s = 0.0, 0.0, 0.0
+        self._unreadable: int = window["unreadable"]
         self._next_waited_s = 0.0
         self._is_running = False
         self._counted_to = self._carried_s = 0.0
@@ -125,6 +130,13 @@ class Meter:
     def num_in_flight(self) -> int:
         """Steps that were dispatched and not read yet."""
         return len(self._in_flight)
+
+    @property
+    def window(self) -> dict[str, Any]:
+        """The row that is not full yet: `values [steps, metrics, 2]` (sum and weight; None where they are not finite)
+        and the `unreadable` clips."""
+        values = [[[_number(x) for x in pair] for pair in step.tolist()] for step in self._values]
+        return {"values": values, "unreadable": self._unreadable}
 
     def take_steps(self) -> list[tuple[int, dict[str, float]]]:
         """(step, its own metrics by name) of the steps that were read since the last call."""
@@ -164,6 +176,8 @@ class Meter:
             step, metrics, work, on_the_clock, waited_s, ended = self._in_flight.popleft()
             with self.blocked():
                 values = np.asarray(metrics.values)
+            if self._values and self._values[-1].shape != values.shape:  # another version's metrics
+                self._values.clear()
             self._values.append(values)
             self._ended.append(
                 (step, {n: _ratio(*pair) for n, pair in zip(metrics.names, values.tolist(), strict=True)})

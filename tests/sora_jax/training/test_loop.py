@@ -63,17 +63,25 @@ def test_a_run_trains_evaluates_and_says_what_made_it(toy, one_device, tmp_path)
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_equals_uninterrupted(toy, one_device, tmp_path, optimizer):
-    optim = {"optimizer": optimizer}
-    train(toy.prepare(optim), tmp_path / "whole", one_device)
+    optim, logged = {"optimizer": optimizer}, {"log_every": 3}  # a checkpoint every 4 steps cuts the rows in two
+    train(toy.prepare(optim, **logged), tmp_path / "whole", one_device)
     for crash in (3, 7, 11):  # before the first checkpoint, after it, and just before the end
         with pytest.raises(Crash):
-            train(toy.prepare(optim, crash_at(toy, crash)), tmp_path / "broken", one_device)
-    result = train(toy.prepare(optim), tmp_path / "broken", one_device)
+            train(toy.prepare(optim, crash_at(toy, crash), **logged), tmp_path / "broken", one_device)
+    result = train(toy.prepare(optim, **logged), tmp_path / "broken", one_device)
     assert result["resumed_from"] == 8
     assert_same(final_state(tmp_path / "broken", toy, optim=optim), final_state(tmp_path / "whole", toy, optim=optim))
     names = ("step", "kind", "loss", "grad_norm", "learning_rate", "noise")
     rows = [[{n: row.get(n) for n in names} for row in read_metrics(tmp_path / d)] for d in ("broken", "whole")]
     assert rows[0] == rows[1]
+
+
+def test_the_best_by_a_metric_that_is_not_measured_is_refused_before_anything_is_written(toy, tmp_path):
+    with pytest.raises(UserError, match="keep_best is 'psnr:max', but the held-out evaluation measures loss$"):
+        train(toy.prepare(keep_best="psnr:max"), tmp_path)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(UserError, match="nothing is evaluated: eval_every is 0 and eval_batches"):
+        toy.prepare(keep_best="loss", eval_every=0)
 
 
 def test_resume_on_another_mesh_continues_the_same_run(toy, one_device, tmp_path):
@@ -92,6 +100,7 @@ def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen, after: int = 0
         if committed_steps(run_dir / "checkpoints")[-1:] > [after]:
             return
         time.sleep(0.01)
+    process.kill()
     raise AssertionError(f"no checkpoint after step {after}: {process.communicate()[1]}")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sora_jax.training.checkpoint import load_params
+from sora_jax.training.spikes import Skip, read_skips
 from tests.sora_jax.training.processes import Processes, losses, run
 
 pytestmark = pytest.mark.timeout(900)
@@ -43,3 +44,16 @@ def test_a_loader_that_fails_ends_all_with_its_reason(tmp_path):
     with Processes("toy_run.py", tmp_path / "run", 40, count=2, devices=1, environment=trouble) as processes:
         assert processes.wait() == [76, 1], processes.errors
     assert "ended by process 1" in processes.errors[0] and "the loader's disk is gone" in processes.errors[0]
+
+
+def test_a_spike_takes_all_back_to_the_same_checkpoint(tmp_path):
+    environment = {
+        "TOY_TROUBLE": json.dumps({"spikes": [11, 12, 13, 14]}),
+        "TOY_TRAIN": json.dumps({"rollback_after": 3, "rollback_skip": 12, "eval_every": 0, "log_every": 1}),
+    }
+    for name, count, devices in (("one", 1, 2), ("two", 2, 1)):
+        run("toy_run.py", tmp_path / name, 30, count=count, devices=devices, environment=environment)
+    assert read_skips(tmp_path / "one") == [Skip(10, 22, 16, "at least 3 of the steps 12 to 14 were not applied")]
+    assert read_skips(tmp_path / "two") == read_skips(tmp_path / "one")
+    one, two = (np.array(losses(tmp_path / name), float) for name in ("one", "two"))  # a spike's loss is none
+    np.testing.assert_allclose(one, two, rtol=1e-5)
