@@ -88,7 +88,7 @@ def unpack_tokens(
     return unpatchify(tokens[offset : offset + count], shape, patch_size)
 
 
-def segment_offsets(sample_tokens: Int32[np.ndarray, "G"]) -> np.ndarray:
+def segment_offsets(sample_tokens: Int32[np.ndarray, " G"]) -> np.ndarray:
     """Where each segment's tokens start in its row, from the row's `sample_tokens`."""
     return np.concatenate([[0], np.cumsum(sample_tokens)[:-1]])
 

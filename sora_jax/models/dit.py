@@ -152,7 +152,7 @@ class Dit(nnx.Module):
 
     def block_rms(
         self, tokens: Float[Array, "B L P"], group_times: Float[Array, "B K"], batch: Batch
-    ) -> Float[Array, "layer"]:
+    ) -> Float[Array, " layer"]:
         """The root mean square of the residual stream after each block, over all tokens that are no padding."""
         live = (batch["segment_ids"] > 0)[..., None]
         count = jnp.maximum(live.sum() * self.cfg.width, 1)

@@ -31,7 +31,7 @@ def parameter_norms(params: Params) -> dict[str, Array]:
     return norms
 
 
-def _by_layer(stacked: Any) -> Float[Array, "layer"]:
+def _by_layer(stacked: Any) -> Float[Array, " layer"]:
     squares = [jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(stacked)]
     return jnp.sqrt(sum(squares))
 

@@ -166,7 +166,7 @@ def accumulate(
     return output, jax.tree.map(lambda g: g / jnp.where(output.weight > 0, output.weight, 1), gradient)
 
 
-def _split(batch: Batch, microbatches: int) -> tuple[dict[str, Shaped[Array, "..."]], Int[Array, "microbatches"]]:
+def _split(batch: Batch, microbatches: int) -> tuple[dict[str, Shaped[Array, "..."]], Int[Array, " microbatches"]]:
     """Contiguous microbatches `[microbatches, rows, ...]` and the global number of each one's first row."""
     arrays = {name: x for name, x in batch.items() if x.ndim}
     rows = next(iter(arrays.values())).shape[0] // microbatches
