@@ -8,7 +8,6 @@ The host stays at most `metrics.IN_FLIGHT` steps ahead of the device and never w
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from data_pipeline.errors import UserError
 from sora_jax.config import TrainConfig
 from sora_jax.parallel import check_rows, make_mesh, num_row_groups, on_local_devices, put_batch, state_shardings
 from sora_jax.training import step as training_step
+from sora_jax.training.begin import check_keep_best, restore_or_init
 from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
 from sora_jax.training.distributed import agreed, barrier, compile_together, is_leader
 from sora_jax.training.feed import Feed
@@ -50,12 +50,11 @@ from sora_jax.training.stop import EXIT_PREEMPTED, StopAgreement, StopSignal
 from sora_jax.training.stragglers import Stragglers
 from sora_jax.training.tiers import known_steps
 from sora_jax.training.trace import Tracer
-from sora_jax.training.warm_start import parse_reference, warm_start
+from sora_jax.training.warm_start import parse_reference
 from sora_jax.training.watchdog import Watchdog
 from sora_jax.types import Frozen, Prepared
 
 PREVIEWS = "previews"
-WARM_START = "init_from.json"
 
 logger = logging.getLogger(__name__)
 
@@ -96,22 +95,6 @@ def train(
         else:
             reached = train_from(start, prepared, workdir, mesh, description, started)
     return summarise(workdir, config, reached, start, time.perf_counter() - begun)
-
-
-def check_keep_best(prepared: Prepared, mesh: Mesh) -> None:
-    """Raises UserError if `keep_best` names no metric of the task's held-out evaluation."""
-    task, config = prepared.task, prepared.train
-    first = next(iter(prepared.eval_batches()), None)
-    if first is None:
-        raise UserError(f"config.train.keep_best is '{config.keep_best}', but the data set has no held-out clips")
-    with jax.set_mesh(mesh):
-        params = training_step.abstract_state(task, config).params
-        key = training_step.fold_seed(config.seed, training_step.EVAL_KEY)
-        names = sorted(jax.eval_shape(task.evaluate, params, task.frozen, put_batch(first, mesh), key))
-    if config.keep_best.partition(":")[0] not in names:
-        raise UserError(
-            f"config.train.keep_best is '{config.keep_best}', but the held-out evaluation measures {', '.join(names)}"
-        )
 
 
 def train_from(
@@ -189,28 +172,6 @@ def train_stretch(
             checkpoints.wait()
             barrier("saved")
     return reached, reached < end or end == config.num_steps
-
-
-def restore_or_init(
-    prepared: Prepared, checkpoints: Checkpoints, workdir: Path, shardings: TrainState, start: int
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state and data of the checkpoint of step `start`, else (0) a fresh one, with `init_from`'s parameters."""
-    task, config = prepared.task, prepared.train
-    if start:
-        shapes = training_step.abstract_state(task, config)
-        abstract = jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)
-        state, data = checkpoints.restore(start, abstract)
-        logger.info("continuing %s from step %d", workdir, start)
-        return state, data
-    state = training_step.init_state(task, config, shardings)
-    num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    logger.info("%s: %.3g M parameters on %d device(s)", task.name, num_parameters / 1e6, shardings.step.mesh.size)
-    if config.init_from:
-        state, report = warm_start(config.init_from, state)
-        logger.info("%s", report.summary())
-        if is_leader():
-            (workdir / WARM_START).write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    return state, {}
 
 
 @dataclasses.dataclass(frozen=True)
