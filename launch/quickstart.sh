@@ -3,9 +3,10 @@
 # transformer are trained, samples are drawn, measured and shown on a page. `make quickstart` and `make demo` both
 # run this script; the variables below are all that differs.
 #
-# A finished step leaves a stamp that names its command, its config and the step before it. Interrupted and run
-# again, the script goes on where it stopped. A changed config runs its step and all after it again: a run is continued
-# if only its length or its logging changed, and otherwise the step refuses the old output and says which to remove.
+# A finished step leaves a stamp that names its command, its config and the step before it; it counts while the step's
+# output is there. Interrupted and run again, the script goes on where it stopped. A changed config runs its step and
+# all after it again: a run is continued if only its length or its logging changed, and otherwise the step refuses the
+# old output and says which to remove.
 set -euo pipefail
 
 OUT="${OUT:-runs/quickstart}"
@@ -28,16 +29,18 @@ mkdir -p "$OUT/.done"
 
 # step NAME COMMAND…: shows the command and runs it, unless it is done.
 step() {
-  local name="$1" stamp inputs=() word line
+  local name="$1" stamp inputs=() word line output="" before=""
   shift
   for word in "$@"; do
     case "$word" in "$AE_CONFIG" | "$DIT_CONFIG" | "$PROMPTS") inputs+=("$word") ;; esac
+    case "$before" in --out | --workdir) output="$word" ;; esac
+    before="$word"
   done
   key="$(printf '%s\n' "$key" "$@" | cat - ${inputs[@]+"${inputs[@]}"} | cksum | tr " " -)"
   stamp="$OUT/.done/$name"
   line="sora-jax$(printf ' %q' "$@")"
   printf '\n\033[1m── %s\033[0m\n   %s\n' "$name" "$line"
-  if [ "$(cut -d ' ' -f 1 "$stamp" 2>/dev/null)" = "$key" ]; then
+  if [ -e "$output" ] && [ "$(cut -d ' ' -f 1 "$stamp" 2>/dev/null)" = "$key" ]; then
     printf '   done before, in %s s\n' "$(cut -d ' ' -f 2 "$stamp")"
   else
     running="$stamp.part" started=$SECONDS

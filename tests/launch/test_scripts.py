@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,37 @@ def test_an_arrays_task_fills_in_its_number():
 def test_no_verb_is_a_users_error(script):
     done = dry_run(script)
     assert done.returncode == 2 and "name a verb" in done.stderr
+
+
+PROGRAM = """#!/usr/bin/env bash
+echo "$1 $2" >> verbs.txt
+while [ "$#" -gt 0 ]; do
+  case "$1" in --out | --workdir) mkdir -p "$2" ;; esac
+  shift
+done
+"""
+
+
+def test_the_whole_path_takes_up_only_what_is_missing(tmp_path):
+    program = tmp_path / "program"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    settings = {"PATH": os.environ["PATH"], "OUT": "run", "SORA_PROGRAM": str(program)}
+
+    def verbs_of_a_run() -> list[str]:
+        (tmp_path / "verbs.txt").write_text("")
+        command = ["bash", str(REPOSITORY / "launch/quickstart.sh")]
+        # The configs are named relative to the repository, the outputs to where the script runs.
+        for folder in ("configs", "launch"):
+            if not (tmp_path / folder).exists():
+                (tmp_path / folder).symlink_to(REPOSITORY / folder)
+        subprocess.run(command, cwd=tmp_path, env=settings, timeout=60, check=True, stdout=subprocess.DEVNULL)
+        return [line.split()[0] for line in (tmp_path / "verbs.txt").read_text().splitlines()]
+
+    assert verbs_of_a_run() == ["data", "data", "train", "encode", "train", "sample", "evaluate", "report"]
+    assert verbs_of_a_run() == []
+    shutil.rmtree(tmp_path / "run/latents")
+    assert verbs_of_a_run() == ["encode"]
+    settings["PROMPTS"] = str(tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    assert verbs_of_a_run() == ["sample", "evaluate", "report"]
