@@ -64,7 +64,7 @@ def peak_flops(devices: Iterable[Any]) -> float:
     if kind in PEAK_BF16_FLOPS:
         return PEAK_BF16_FLOPS[kind] * len(devices)
     on_cpu = devices[0].platform == "cpu"
-    peak = measured_matmul_peak("float32" if on_cpu else "bfloat16", 1024, 3) * (1 if on_cpu else len(devices))
+    peak = measured_matmul_peak("float32" if on_cpu else "bfloat16", 1024, 10) * (1 if on_cpu else len(devices))
     logger.info("MFU is against a measured matrix product: %.3g TFLOP/s (no data sheet for '%s')", peak / 1e12, kind)
     return peak
 
