@@ -68,8 +68,9 @@ def _timed(image: Image.Image) -> Iterator[tuple[Frame, float]]:
     """(frame, when it ends)."""
     with readable("the image"):
         num_frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED_FORMATS else 1
+        is_stand_in = num_frames > 1 and image.info.get("default_image", False)  # for viewers that cannot show an APNG
     start_s = 0.0
-    for number in range(max(1, num_frames)):
+    for number in range(int(is_stand_in), max(1, num_frames)):
         with readable("the image"):
             image.seek(number)
             image.load()  # WebP and AVIF say only then how long the frame lasts

@@ -78,3 +78,10 @@ def test_further_pages_are_no_frames(kind):
     back, _ = decode(saved(first, kind, save_all=True, append_images=others))
     assert back.shape == (1, 24, 32, 3)
     assert np.abs(back[0].astype(int) - np.asarray(first)).mean() < 12
+
+
+def test_the_stand_in_of_an_animated_png_is_no_frame():
+    stand_in, *frames = pictures(4)
+    data = saved(stand_in, "PNG", save_all=True, append_images=frames, duration=100, default_image=True)
+    shown = decode(data)[0]
+    np.testing.assert_array_equal(shown, [np.asarray(frame) for frame in frames])

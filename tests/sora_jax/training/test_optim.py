@@ -96,6 +96,15 @@ def test_unknown_names_list_the_valid_ones():
         make_schedule(OptimConfig(schedule="step"), 10)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "bound"),
+    [("learning_rate", -1e-3, "at least 0"), ("ema_decay", 1.0, "below 1"), ("b2", 1.5, "below 1")],
+)
+def test_numbers_out_of_range_are_named_with_their_bound(field, value, bound):
+    with pytest.raises(UserError, match=rf"config.optim.{field} .*{bound}"):
+        OptimConfig(**{field: value})
+
+
 def test_clipping_scales_only_long_gradients():
     gradient = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     clipped = clip_by_norm(gradient, jnp.float32(5.0), 1.0)
