@@ -22,6 +22,7 @@ DATA = [
 MODEL = [
     "beartype>=0.18",
     "flax>=0.12",
+    "h5py>=3.11",
     "jax>=0.10",
     "jinja2>=3.1",
     "matplotlib>=3.9",
@@ -66,6 +67,7 @@ setup(
         "dev": TEST + DEV,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
+        "torch": ["torch>=2.13"],
         "wandb": ["wandb>=0.18"],
     },
     entry_points={"console_scripts": ["sora-jax = sora_jax.commands.main:main"]},

@@ -38,12 +38,12 @@ def autoencoder_task(config: dict, optim: OptimConfig) -> tuple[Task, dict[str, 
     model = build_config(AutoencoderConfig, config["model"], "config.model")
     for crop in config["data"]["crops"]:
         model.latent_shape(*crop)
-    loss = autoencoder.make_loss(model, build_config(AutoencoderLossConfig, config["loss"], "config.loss"))
+    cfg = build_config(AutoencoderLossConfig, config["loss"], "config.loss")
     task = Task(
         name="autoencoder",
         init=lambda key: {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)},
-        groups=(ParamGroup("autoencoder", loss, optim),),
-        evaluate=autoencoder.make_evaluate(model),
+        groups=(ParamGroup("autoencoder", autoencoder.make_loss(model, cfg), optim),),
+        evaluate=autoencoder.make_evaluate(model, cfg),
         flops=lambda batch: 0.0,
     )
     return task, {"video": np.zeros((2, *config["data"]["crops"][0], 3), np.uint8)}

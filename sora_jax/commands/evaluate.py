@@ -1,10 +1,11 @@
 """`sora-jax evaluate`: measure generated videos, or an autoencoder's reconstructions.
 
     sora-jax evaluate --metric probes --generated SAMPLES --real CLIPS [--autoencoder RUN] --out evaluation.json
-    sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json
+    sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR]
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
-the autoencoder (the best that samples can look), and chance. `reconstruction`: PSNR and SSIM on held-out clips.
+the autoencoder (the best that samples can look), and chance. `reconstruction`: PSNR, SSIM and flicker on held-out
+clips, and LPIPS with the weights that lie in a folder (docs/autoencoder.md).
 """
 
 import argparse
@@ -24,7 +25,8 @@ from sora_jax.evaluation.figures import frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
 from sora_jax.evaluation.obedience import Judged, chance, judge_video, tally
 from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
-from sora_jax.evaluation.reconstruction import Reconstruction, reconstruct
+from sora_jax.evaluation.reconstruction import Reconstruction, lpips_of_pairs, reconstruct
+from sora_jax.models.lpips_weights import load_lpips
 from sora_jax.training.trained_codec import codec_to_measure
 
 NUM_EXAMPLES = 6
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--real", type=Path, required=True, metavar="DIR", help="clip shards, from `sora-jax data build`"
     )
     parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="a trained autoencoder's run or export")
+    parser.add_argument("--lpips", type=Path, metavar="DIR", help="the published weights of LPIPS: measures it too")
+    parser.add_argument("--lpips_net", default="vgg", help="its backbone: alex, vgg or squeeze (default: %(default)s)")
     parser.add_argument("--split", default="heldout", help="which clips of --real (default: %(default)s)")
     parser.add_argument("--num_real", type=int, default=300, help="at most this many of them (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
@@ -90,12 +94,18 @@ def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
-    """PSNR and SSIM of an autoencoder on real clips."""
+    """PSNR, SSIM, flicker, and LPIPS if asked for, of an autoencoder on real clips."""
     if args.autoencoder is None:
         raise UserError("--metric reconstruction needs --autoencoder RUN, a trained autoencoder's run or export")
+    loaded = load_lpips(args.lpips_net, args.lpips) if args.lpips else None
     real = _real(args)
     pairs = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
-    return describe_reconstructions([caption for caption, _ in real], pairs, args.out)
+    result = describe_reconstructions([caption for caption, _ in real], pairs, args.out)
+    if loaded is not None:
+        distances = lpips_of_pairs(loaded, pairs)
+        result["reconstruction"]["lpips"] = float(np.mean(distances))
+        result["reconstruction"]["lpips_weights"] = {"net": loaded.net, "fingerprint": loaded.fingerprint}
+    return result
 
 
 METRICS = {"probes": measure_probes, "reconstruction": measure_reconstruction}
@@ -111,7 +121,7 @@ def _real(args: argparse.Namespace) -> list[Captioned]:
 
 
 def describe_reconstructions(captions: Sequence[str], pairs: Sequence[Reconstruction], out: Path) -> dict[str, Any]:
-    """Mean PSNR and SSIM, and a few examples as strips of frames in a folder beside `out`."""
+    """Mean PSNR, SSIM and flicker, and a few examples as strips of frames in a folder beside `out`."""
     folder = out.with_suffix("").with_name(f"{out.stem}_frames")
     examples = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,12 +133,14 @@ def describe_reconstructions(captions: Sequence[str], pairs: Sequence[Reconstruc
             Image.fromarray(frame_strip(getattr(pair, kind))).save(out.parent / names[kind])
         examples.append({"caption": captions[long[i]], "psnr_db": pair.psnr_db, **names})
     psnr = np.array([pair.psnr_db for pair in pairs])
+    flickers = [pair.flicker for pair in pairs if pair.flicker is not None]
     return {
         "reconstruction": {
             "num_clips": len(pairs),
             "psnr_db": float(psnr.mean()),
             "psnr_db_deviation": float(psnr.std()),
             "ssim": float(np.mean([pair.ssim for pair in pairs])),
+            "flicker": float(np.mean(flickers)) if flickers else None,
             "examples": examples,
         }
     }

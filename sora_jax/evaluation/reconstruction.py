@@ -1,21 +1,26 @@
-"""How well an autoencoder gives a clip back: PSNR and SSIM on 8-bit pixels.
+"""How well an autoencoder gives a clip back: PSNR, SSIM, LPIPS and temporal flicker, on 8-bit pixels.
 
 PSNR is `10 log10(255² / MSE)` with the MSE over all pixels of a clip, then averaged over clips in dB. SSIM is that of
 Wang, Bovik, Sheikh and Simoncelli (2004): Gaussian window of 11x11 with deviation 1.5, K1 = 0.01, K2 = 0.03, borders
 left out, averaged over positions, channels, frames, then clips. Reconstructions are rounded to 8 bits first, as a
-viewer sees them.
+viewer sees them. Flicker is the mean |(x̂_t+1 - x̂_t) - (x_t+1 - x_t)| in 8-bit levels: change over time that was not
+there, or is there no more; a wrong but steady picture has none.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
 from data_pipeline.errors import UserError
-from sora_jax.models.codec import Codec
+from sora_jax.models.codec import Codec, to_float
+from sora_jax.models.lpips import lpips
+from sora_jax.models.lpips_weights import Lpips
 
 PEAK = 255.0
 SSIM_DEVIATION, SSIM_RADIUS = 1.5, 5
@@ -37,6 +42,26 @@ class Reconstruction:
     @property
     def ssim(self) -> float:
         return ssim(self.original, self.decoded)
+
+    @property
+    def flicker(self) -> float | None:
+        return flicker(self.original, self.decoded) if len(self.original) > 1 else None
+
+
+def flicker(original: UInt8[np.ndarray, "T Y X 3"], decoded: UInt8[np.ndarray, "T Y X 3"]) -> float:
+    """Mean absolute error of the change from frame to frame, in 8-bit levels, of a clip of two frames or more."""
+    error = decoded.astype(np.float64) - original.astype(np.float64)
+    return float(np.mean(np.abs(np.diff(error, axis=0))))
+
+
+def lpips_of_pairs(loaded: Lpips, pairs: Sequence[Reconstruction]) -> list[float]:
+    """LPIPS of each clip, the mean over its frames. Raises UserError for frames too small for the backbone."""
+    measure = jax.jit(functools.partial(lpips, loaded.net))
+
+    def of_frame(original: UInt8[np.ndarray, "Y X 3"], decoded: UInt8[np.ndarray, "Y X 3"]) -> float:
+        return float(measure(loaded.weights, to_float(decoded[None]), to_float(original[None]))[0])
+
+    return [float(np.mean([of_frame(a, b) for a, b in zip(p.original, p.decoded, strict=True)])) for p in pairs]
 
 
 def psnr_db(original: UInt8[np.ndarray, "T Y X 3"], decoded: UInt8[np.ndarray, "T Y X 3"]) -> float:

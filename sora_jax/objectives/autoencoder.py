@@ -1,4 +1,4 @@
-"""The autoencoder task: L1 reconstruction and a small KL (Kingma & Welling 2013; Rombach et al. 2022)."""
+"""The autoencoder task: L1, a small KL (Kingma & Welling 2013; Rombach et al. 2022), and LPIPS if asked for."""
 
 import dataclasses
 import logging
@@ -10,16 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from PIL import Image
 
 from data_pipeline.clip_stream import ClipSource, ClipStreamConfig
 from data_pipeline.errors import UserError
 from data_pipeline.prefetch import make_stream
 from sora_jax import flops
-from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections
+from sora_jax.config import OptimConfig, TrainConfig, at_least, build_config, check_sections, choose
 from sora_jax.models.autoencoder import AutoencoderConfig, VideoAutoencoder, forward_flops
 from sora_jax.models.codec import apply, to_float
 from sora_jax.models.layers import initialise
+from sora_jax.models.lpips import BACKBONES, check_size, lpips
+from sora_jax.models.lpips_weights import load_lpips
 from sora_jax.parallel import process_rows
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
 
@@ -29,10 +32,26 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class AutoencoderLossConfig:
     """Weights against an L1 of pixels in [-1, 1]: of the KL in nats of a latent value, and of the squared error, which
-    finds small objects on plain backgrounds sooner than L1, the error of the median, does."""
+    finds small objects on plain backgrounds sooner than L1, the error of the median, does.
+
+    `lpips_weight` is that of LPIPS, the mean over frames, with the backbone `lpips_net` ("alex", "vgg", "squeeze") from
+    the files in the folder `lpips_weights`. With a folder and no weight, held-out clips are measured by it.
+    """
 
     kl_weight: float = 1e-4
     squared_weight: float = 0.0
+    lpips_weight: float = 0.0
+    lpips_net: str = "vgg"
+    lpips_weights: str = ""
+
+    def __post_init__(self) -> None:
+        at_least(self, "config.loss", 0, "kl_weight", "squared_weight", "lpips_weight")
+        choose(BACKBONES, self.lpips_net, "config.loss.lpips_net")
+        if self.lpips_weight and not self.lpips_weights:
+            raise UserError(
+                f"config.loss.lpips_weight is {self.lpips_weight}, but config.loss.lpips_weights names no folder with "
+                "the heads and the backbone; docs/autoencoder.md says where they come from"
+            )
 
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
@@ -45,6 +64,9 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     path, stream = config["data"]["path"], stream_config(config)
     for crop in stream.crops:
         model.latent_shape(*crop)
+        if loss.lpips_weights:
+            check_size(loss.lpips_net, *crop[1:])
+    lpips_weights = load_lpips(loss.lpips_net, loss.lpips_weights) if loss.lpips_weights else None
     rows = process_rows(train.batch_rows, train.mesh)
     source = ClipSource(path, stream, "train", rows)
     manifest = source.reader.manifest
@@ -53,10 +75,11 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         name="autoencoder",
         init=lambda key: {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)},
         groups=(ParamGroup("autoencoder", make_loss(model, loss), optim),),
-        evaluate=make_evaluate(model),
+        evaluate=make_evaluate(model, loss),
+        frozen={"lpips": lpips_weights.weights} if lpips_weights else {},
         flops=lambda batch: flops.TRAINING * len(batch["video"]) * forward_flops(model, *batch["video"].shape[1:4]),
         preview=make_preview(model, heldout or source),
-        fingerprints={"data": manifest.fingerprint},
+        fingerprints={"data": manifest.fingerprint, **({"lpips": lpips_weights.fingerprint} if lpips_weights else {})},
     )
     return Prepared(
         task=task,
@@ -93,7 +116,8 @@ def heldout_source(path: str, stream: ClipStreamConfig, rows: tuple[int, int]) -
 
 
 def make_loss(model: AutoencoderConfig, cfg: AutoencoderLossConfig):
-    """Sum over the rows of mean |x̂ - x| + squared_weight x mean (x̂ - x)² + kl_weight x mean KL, with z ~ posterior."""
+    """Sum over the rows of mean |x̂ - x| + squared_weight x mean (x̂ - x)² + kl_weight x mean KL + lpips_weight x mean
+    LPIPS of a frame, with z ~ posterior."""
 
     def loss(params: Params, frozen: Frozen, batch: Batch, key: jax.Array, row_offset: jax.Array) -> LossOutput:
         network, video = apply(model, params["autoencoder"]), to_float(batch["video"])
@@ -106,21 +130,37 @@ def make_loss(model: AutoencoderConfig, cfg: AutoencoderLossConfig):
         squared = per_row(jnp.square(decoded - video))
         weight = jnp.asarray(len(video), jnp.float32)
         metrics = {"l1": (l1.sum(), weight), "kl": (kl.sum(), weight), "psnr": (psnr(decoded, video).sum(), weight)}
-        return LossOutput(jnp.sum(l1 + cfg.squared_weight * squared + cfg.kl_weight * kl), weight, metrics)
+        total = jnp.sum(l1 + cfg.squared_weight * squared + cfg.kl_weight * kl)
+        if cfg.lpips_weight:
+            looks = lpips_of_clips(cfg.lpips_net, frozen["lpips"], decoded, video)
+            total, metrics["lpips"] = total + cfg.lpips_weight * looks.sum(), (looks.sum(), weight)
+        return LossOutput(total, weight, metrics)
 
     return loss
 
 
-def make_evaluate(model: AutoencoderConfig):
-    """Reconstruction from the posterior mean: L1 of pixels in [-1, 1] and PSNR in dB."""
+def make_evaluate(model: AutoencoderConfig, cfg: AutoencoderLossConfig):
+    """Reconstruction from the posterior mean: L1 of pixels in [-1, 1], PSNR in dB, and LPIPS where its weights are."""
 
     def evaluate(params: Params, frozen: Frozen, batch: Batch, key: jax.Array) -> Sums:
         network, video = apply(model, params["autoencoder"]), to_float(batch["video"])
         decoded, _ = network.decode(network.encode(video, [])[0].mean, [])
         weight = jnp.asarray(len(video), jnp.float32)
-        return {"l1": (per_row(jnp.abs(decoded - video)).sum(), weight), "psnr": (psnr(decoded, video).sum(), weight)}
+        sums = {"l1": (per_row(jnp.abs(decoded - video)).sum(), weight), "psnr": (psnr(decoded, video).sum(), weight)}
+        if cfg.lpips_weights:
+            looks = lpips_of_clips(cfg.lpips_net, frozen["lpips"], jnp.clip(decoded, -1.0, 1.0), video)
+            sums["lpips"] = (looks.sum(), weight)
+        return sums
 
     return evaluate
+
+
+def lpips_of_clips(
+    net: str, weights: Frozen, decoded: Float[Array, "B T Y X 3"], video: Float[Array, "B T Y X 3"]
+) -> Float[Array, " B"]:
+    """The mean LPIPS of each clip's frames."""
+    frames = [x.reshape(-1, *x.shape[2:]) for x in (decoded, video)]
+    return lpips(net, weights, *frames).reshape(video.shape[:2]).mean(1)
 
 
 def per_row(x: jax.Array) -> jax.Array:

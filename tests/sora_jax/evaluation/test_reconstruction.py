@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from sora_jax.evaluation.reconstruction import MAX_PSNR_DB, psnr_db, reconstruct, ssim, to_legal
+from sora_jax.evaluation.reconstruction import MAX_PSNR_DB, flicker, psnr_db, reconstruct, ssim, to_legal
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
 from sora_jax.models.codec import Codec
 from sora_jax.models.layers import initialise
@@ -19,6 +19,14 @@ def test_psnr_of_a_known_error():
     grey = np.full((2, 16, 16, 3), 100, np.uint8)
     assert psnr_db(grey, grey + np.uint8(5)) == pytest.approx(20 * np.log10(255 / 5))
     assert psnr_db(grey, grey) == MAX_PSNR_DB
+
+
+def test_flicker_is_change_that_was_not_there():
+    clip = _video(4, 8, 8)
+    darker = (clip // 2 + 10).astype(np.uint8)
+    assert flicker(clip, clip) == 0 and flicker(darker, darker + np.uint8(7)) == 0
+    blinking = darker + 6 * (np.arange(4) % 2).astype(np.uint8)[:, None, None, None]
+    assert flicker(darker, blinking) == pytest.approx(6)
 
 
 def test_ssim_of_identical_shifted_and_opposite_clips():
