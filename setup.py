@@ -68,6 +68,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.13"],
+        "transformers": ["torch>=2.13", "transformers>=5.24"],
         "wandb": ["wandb>=0.18"],
     },
     entry_points={"console_scripts": ["sora-jax = sora_jax.commands.main:main"]},

@@ -45,7 +45,7 @@ RULES = ShardingRules()
 PARAMETER_DIMS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query|key|value)/kernel$", ("embed", "heads", None)),
     (r"attention_out/kernel$", ("heads", None, "embed")),
-    (r"mlp_in/kernel$", ("embed", "mlp")),
+    (r"mlp_(in|gate)/kernel$", ("embed", "mlp")),
     (r"mlp_out/kernel$", ("mlp", "embed")),
     (r"modulation/kernel$", ("embed", "mlp")),
     (r"embedding$", ("vocab", "embed")),

@@ -27,9 +27,15 @@ def reference_attention(
     v: Float[Array, "B S N K"],
     q_segment_ids: Int[Array, "B L"],
     kv_segment_ids: Int[Array, "B S"],
+    bias: Float[Array, "B N L S"] | None = None,
 ) -> Float[Array, "B L N K"]:
-    """Plain softmax attention in float32, `[L, S]` logits and all: what every kernel must equal."""
+    """Plain softmax attention in float32, `[L, S]` logits and all: what every kernel must equal.
+
+    `bias` is added to the scaled logits (T5's relative positions); no other kernel takes one.
+    """
     logits = jnp.einsum("BLNK,BSNK->BNLS", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias
     mask = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (kv_segment_ids[:, None, :] > 0)
     logits = jnp.where(mask[:, None], logits, -jnp.inf)
     highest = jnp.max(logits, axis=-1, keepdims=True)
