@@ -6,7 +6,7 @@
 # A finished step leaves a stamp that names its command, its config and the step before it; it counts while the step's
 # output is there. Interrupted and run again, the script goes on where it stopped. A changed config runs its step and
 # all after it again: a run is continued if only its length or its logging changed, and otherwise the step refuses the
-# old output and says which to remove.
+# old output and says which to remove. DRY_RUN=1 prints the commands instead.
 set -euo pipefail
 
 OUT="${OUT:-runs/quickstart}"
@@ -24,13 +24,19 @@ COMMANDS="$OUT/commands.txt"
 key="start"
 total_s=0
 
-mkdir -p "$OUT/.done"
-: > "$COMMANDS"
+if [ -z "${DRY_RUN:-}" ]; then
+  mkdir -p "$OUT/.done"
+  : > "$COMMANDS"
+fi
 
 # step NAME COMMAND…: shows the command and runs it, unless it is done.
 step() {
   local name="$1" stamp inputs=() word line output="" before=""
   shift
+  if [ -n "${DRY_RUN:-}" ]; then
+    bash "$HERE/local.sh" "$@"
+    return
+  fi
   for word in "$@"; do
     case "$word" in "$AE_CONFIG" | "$DIT_CONFIG" | "$PROMPTS") inputs+=("$word") ;; esac
     case "$before" in --out | --workdir) output="$word" ;; esac
@@ -75,4 +81,4 @@ step "7 measure" evaluate --metric probes --generated "$OUT/samples" --real "$OU
 step "8 report" report --run "$OUT/dit" --autoencoder "$OUT/autoencoder" --samples "$OUT/samples" \
   --evaluation "$OUT/evaluation.json" --title "$TITLE" --commands "$COMMANDS" --out "$OUT/index.html"
 
-printf '\nAll steps: %d min %d s. The page: %s\n' $((total_s / 60)) $((total_s % 60)) "$OUT/index.html"
+[ -n "${DRY_RUN:-}" ] || printf '\nAll steps: %d min %d s. The page: %s\n' $((total_s / 60)) $((total_s % 60)) "$OUT/index.html"

@@ -2,8 +2,8 @@
 # One verb on this machine that outlives crashes:  launch/restart.sh train --config configs/X.py --workdir DIR
 #
 # Starts the verb again on every exit code except 0 (finished) and 2 (a user's error), after 2, 4, 8, … seconds.
-# A start that committed a newer checkpoint in --workdir counts as progress and sets the count and the wait back; after
-# MAX_RESTARTS restarts in a row without progress the last exit code is passed on. SIGTERM and Ctrl-C are forwarded once:
+# A start that committed a newer checkpoint in --workdir, or went on from a newer one (in the fast tier), is progress and
+# sets the count and the wait back; after MAX_RESTARTS restarts in a row without progress the last exit code is passed on. SIGTERM and Ctrl-C are forwarded once:
 # the verb saves, and its exit code 75 is passed on without another start.
 #
 #   MAX_RESTARTS=5    restarts in a row without progress

@@ -26,10 +26,13 @@ value_of() {
   done
 }
 
-# newest_checkpoint RUN: the newest committed step in RUN/checkpoints (a folder whose name is a plain number), -1 if there
-# is none. Of a bucket (gs://…), where nothing can be listed without its tools, it is always -1.
+# newest_checkpoint RUN: the newest committed step that shows in the run directory, -1 if there is none. It is a folder in
+# RUN/checkpoints whose name is a plain number, or the step from which the last start went on (RUN/starts.jsonl): with
+# config.train.fast_dir that step may be in the fast tier alone, which a launcher need not see.
 newest_checkpoint() {
-  local newest=-1 step folder
+  local newest step folder
+  newest="$(sed -n 's/^{"time": [^,]*, "step": \([0-9]*\),.*/\1/p' "$1/starts.jsonl" 2> /dev/null | tail -n 1 || true)"
+  [ "${newest:-0}" -gt 0 ] || newest=-1 # a start from 0 has found none
   for folder in "$1"/checkpoints/*/; do
     step="$(basename "$folder")"
     if [[ -d "$folder" && "$step" =~ ^[0-9]+$ && "$step" -gt "$newest" ]]; then
@@ -85,6 +88,21 @@ require_verb() {
     echo "$(basename "$0"): name a verb, such as: train --config configs/X.py --workdir DIR" >&2
     exit "$EXIT_USER_ERROR"
   fi
+}
+
+# require_lasting FOLDER WORD…: a --workdir among the words lies in FOLDER, which outlives the machines, or exit 2.
+require_lasting() {
+  local folder="$1" workdir
+  shift
+  workdir="$(value_of --workdir "$@")"
+  case "$workdir" in
+    "" | "$folder"/*) ;;
+    *)
+      echo "$(basename "$0"): --workdir $workdir would be lost with its machine; it must lie on the storage that outlives it," \
+        "under $folder/" >&2
+      exit "$EXIT_USER_ERROR"
+      ;;
+  esac
 }
 
 # require_count NAME VALUE LEAST: a whole number in a variable of the environment, or exit 2.

@@ -18,7 +18,7 @@
 #   SLICES=1                           more are one Multislice run
 #   SPOT=1 or RESERVED=1               the kind of capacity, else on demand
 #   REPOSITORY, REF                    what is cloned: by default this clone's origin at its HEAD
-#   BUCKET                             where runs live: machines that are taken away take their disks along
+#   BUCKET                             where runs live, at /data: machines that are taken away take their disks along
 #   POLL_S=60, MAX_RESTARTS=100        of supervise; restarts are new machines
 #   DRY_RUN=1                          prints every command instead, and needs no gcloud
 set -euo pipefail
@@ -81,12 +81,21 @@ start() {
 
 # state: of the queued resource (ACTIVE, SUSPENDED, …); nothing if there is none. Fails when gcloud cannot be asked.
 state() {
-  resource list "--filter=name:$NAME" "--format=value(state.state)"
+  local errors code=0
+  errors="$(mktemp)"
+  resource describe "$NAME" "--format=value(state.state)" 2> "$errors" || code=$?
+  if [ "$code" -ne 0 ] && grep -q NOT_FOUND "$errors"; then
+    code=0
+  else
+    cat "$errors" >&2
+  fi
+  rm "$errors"
+  return "$code"
 }
 
-# progress: what the verb does on the first worker; new if that was never set up.
+# progress: what the verb does on every worker, a line for each; new on one that was never set up.
 progress() {
-  resource ssh "$NAME" --node=0 --worker=0 "--command=test -f $WORKER || exec echo new; $(worker status)"
+  everywhere "test -f $WORKER || exec echo new; $(worker status)"
 }
 
 status() {
@@ -98,8 +107,9 @@ logs() {
   everywhere "tail -n 20 sora_jax/runs/worker.log"
 }
 
+# A worker may be new, and have nothing to stop.
 stop() {
-  everywhere "$(worker stop)"
+  everywhere "test ! -f $WORKER || $(worker stop)"
 }
 
 delete() {
@@ -116,6 +126,29 @@ count_restart() {
   say "$1; restart $restarts of $MAX_RESTARTS"
 }
 
+# follow STATES VERB …: what follows from the states of the workers, one on each line and none twice.
+follow() {
+  local states="$1" lost
+  shift
+  if [ "$states" = running ]; then
+    return 0
+  elif [ "$states" = new ]; then
+    setup && start "$@"
+    return
+  elif grep -qx "ended $EXIT_USER_ERROR" <<< "$states"; then
+    stop || true
+    exit "$EXIT_USER_ERROR"
+  fi
+  # A worker may have been restarted, or its verb stopped from outside. The others are stopped, for a common start.
+  lost="$(grep -Ex "new|idle|ended ($EXIT_PREEMPTED|$EXIT_HOST_LOST)" <<< "$states" | head -n 1 || true)"
+  if [ -n "$lost" ]; then
+    count_restart "the verb of a worker is $lost"
+    stop && setup && start "$@"
+  elif ! grep -qx running <<< "$states"; then
+    exit "${states##*ended }" # sorted, so that 0 is the last only if all are
+  fi
+}
+
 # look VERB …: one look at the machines and the verb, and what follows from it.
 look() {
   local found
@@ -127,17 +160,12 @@ look() {
       delete && create
       ;;
     ACTIVE)
-      found="$(progress 2> /dev/null | tail -n 1)" || return 0
-      case "$found" in
-        running) ;;
-        new) setup && start "$@" ;;
-        # A worker may have been restarted, or the verb stopped from outside. The others are stopped, for a common start.
-        idle | "ended $EXIT_PREEMPTED" | "ended $EXIT_HOST_LOST")
-          count_restart "the verb is $found"
-          stop && setup && start "$@"
-          ;;
-        ended\ *) exit "${found#ended }" ;;
-      esac
+      # gcloud itself says more than the workers do.
+      if found="$(progress 2> /dev/null | grep -Ex 'new|idle|running|ended [0-9]+' | sort -u)"; then
+        follow "$found" "$@"
+      else
+        say "not every worker answers"
+      fi
       ;;
     *) say "$NAME is $found" ;;
   esac
@@ -145,6 +173,8 @@ look() {
 
 supervise() {
   require_verb "$@"
+  require_lasting /data "$@"
+  [ -z "$(value_of --workdir "$@")" ] || require BUCKET # without one, /data is the machine's own disk
   restarts=0
   if [ -n "${DRY_RUN:-}" ]; then
     state && create && setup && start "$@" && progress

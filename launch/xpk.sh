@@ -11,9 +11,8 @@
 #   IMAGE          a container with sora-jax in it
 #   MAX_RESTARTS=20, GRACE_S=120 (from SIGTERM to SIGKILL)
 #   XPK_FLAGS      more flags, split at spaces: "--spot --priority=high"
+#   MOUNT=/data    where `xpk storage attach` mounts what all pods share and what outlives them: DIR lies there
 #   DRY_RUN=1      prints the command instead
-#
-# DIR must be on storage that all pods share and that outlives them: `xpk storage attach` mounts it.
 set -euo pipefail
 
 HERE="$(cd "$(dirname "$0")" && pwd)"
@@ -27,6 +26,7 @@ require_count SLICES "${SLICES:=1}" 1
 require_count MAX_RESTARTS "${MAX_RESTARTS:=20}" 0
 require_count GRACE_S "${GRACE_S:=120}" 0
 require_verb "$@"
+require_lasting "${MOUNT:=/data}" "$@"
 
 # By itself xpk starts again on 42 and 127 to 255 only. 2, a user's error, is the same error again.
 RESTART_ON="1,3,$EXIT_PREEMPTED,$EXIT_HOST_LOST"

@@ -20,6 +20,7 @@ from data_pipeline.errors import UserError, from_os_error
 from sora_jax.sweeps.plan import Member, Sweep
 from sora_jax.training.checkpoint import CHECKPOINTS, committed_steps
 from sora_jax.training.metrics import METRICS
+from sora_jax.training.resume import read_starts
 from sora_jax.training.run_directory import CONFIG, check_config
 
 MANIFEST, RECORD, LOCK, LOG = "sweep.json", "member.json", "sweep.lock", "train.log"
@@ -46,8 +47,17 @@ class Record:
 
 
 def newest_step(folder: Path) -> int:
-    """The newest committed step of a member's run, 0 without any."""
+    """The newest committed step in a member's run directory, 0 without any: what outlives its machine."""
     return (committed_steps(folder / CHECKPOINTS) or [0])[-1]
+
+
+def reached_step(folder: Path) -> int:
+    """The step that a member is known to go on from: its newest, or that of its last start.
+
+    With `config.train.fast_dir` the latter may be in the fast tier alone, which the driver need not see.
+    """
+    last = max((row.get("step", 0) for row in list(read_starts(folder))[-1:]), default=0)
+    return max(newest_step(folder), last)
 
 
 def read_members(out: Path) -> list[Member]:
@@ -69,7 +79,7 @@ def adopt(sweep: Sweep, out: Path, *, write: bool) -> list[Member]:
     members, removed = _number(sweep, known, out)
     for member in members:
         folder = out / member.name
-        config = _read(folder / CONFIG) if newest_step(folder) else None
+        config = _read(folder / CONFIG) if reached_step(folder) else None
         if config is not None:
             check_config(config, sweep.configs[member.name], folder)
     gone = {entry["name"] for entry in known["members"]} - {m.name for m in members}

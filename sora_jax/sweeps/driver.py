@@ -22,7 +22,7 @@ from sora_jax.sweeps.directory import (
     Record,
     Taken,
     close_open_attempt,
-    newest_step,
+    reached_step,
     read_record,
     sign,
     take,
@@ -133,7 +133,7 @@ def _finish(job: Job, stopping: bool, crashes: collections.Counter[str], retries
     if code == EXIT_USER_ERROR:
         error = _last_words(job)
     elif code not in (0, EXIT_PREEMPTED):
-        progressed = newest_step(job.folder) > job.from_step
+        progressed = reached_step(job.folder) > job.from_step
         crashes[job.member.name] = 1 if progressed else crashes[job.member.name] + 1
         if stopping:
             code = EXIT_PREEMPTED
@@ -155,7 +155,7 @@ def _tell(job: Job, code: int, error: str, seconds: float) -> None:
     elif code == EXIT_USER_ERROR:
         logger.error("%s is given up: %s", _named(job.member), error)
     elif code == EXIT_PREEMPTED:
-        logger.info("%s stopped at step %d", _named(job.member), newest_step(job.folder))
+        logger.info("%s stopped at step %d", _named(job.member), reached_step(job.folder))
     else:
         logger.warning("%s crashed with %s: %s; trying again", _named(job.member), _cause(code), _last_words(job))
 

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from sora_jax.sweeps.directory import Record, close_open_attempt, is_taken, newest_step, read_record
+from sora_jax.sweeps.directory import Record, close_open_attempt, is_taken, newest_step, reached_step, read_record
 from sora_jax.sweeps.plan import Member
 from sora_jax.training.metrics import read_metrics
 
@@ -42,7 +42,8 @@ def read_standing(member: Member, out: Path, *, taken: bool = False) -> Standing
     rows = read_metrics(folder)
     train = [row for row in rows if row["kind"] == "train"]
     held_out = [row for row in rows if row["kind"] == "eval"]
-    step = max([committed, *(row["step"] for row in train)]) if state == RUNNING else committed
+    reached = reached_step(folder)
+    step = max([reached, *(row["step"] for row in train)]) if state == RUNNING else reached
     rates = [(n, v) for row in train for n, v in row.items() if n.endswith("_per_second") and v is not None]
     return Standing(
         member=member,

@@ -209,8 +209,8 @@ def _pod(found: dict) -> dict:
 XPK = {"NAME": "dit-xl", "CLUSTER": "c", "ZONE": "us-east5-a", "PROJECT": "p", "TPU": "v5p-16", "IMAGE": "i:1"}
 
 
-def xpk(**environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(REPOSITORY / "launch/xpk.sh"), *VERB]
+def xpk(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(REPOSITORY / "launch/xpk.sh"), *(words or VERB)]
     settings = {"PATH": os.environ["PATH"], "DRY_RUN": "1", **environment}
     return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=20, check=False)
 
@@ -223,6 +223,14 @@ def test_xpks_command_survives_two_shells():
     assert (flags["tpu-type"], flags["num-slices"], flags["priority"]) == ("v5p-16", "2", "high") and "--spot" in words
     assert {"1", "3", "75", "76"} == set(flags["restart-on-exit-codes"].split(","))
     assert tuple(shlex.split(flags["command"])) == ("exec", "sora-jax", *VERB)
+
+
+def test_xpk_refuses_a_run_directory_that_dies_with_its_pod():
+    words = ("train", "--workdir", "/mnt/runs/x")
+    done = xpk(*words, **XPK)
+    assert done.returncode == 2 and "--workdir /mnt/runs/x would be lost with its machine" in done.stderr
+    assert "under /data/" in done.stderr
+    assert xpk(*words, **XPK, MOUNT="/mnt").returncode == 0
 
 
 def test_xpk_names_every_setting_that_is_missing():

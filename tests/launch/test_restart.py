@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from sora_jax.training.resume import record_start
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = REPOSITORY / "launch"
 TOY = f"{sys.executable} {REPOSITORY / 'tests/launch/toy_verb.py'}"
 
 # Commits checkpoint $1 of the run as far as a launcher can see.
 COMMIT = 'commit() { mkdir -p "$RUN/checkpoints/$1"; }\n'
+# A start from step $1, wherever that was saved.
+FROM = 'from() { echo "{\\"time\\": 1.5, \\"step\\": $1, \\"code\\": {}}" >> "$RUN/starts.jsonl"; }\n'
 # The number of this start: 1, 2, …
 COUNT = 'echo x >> "$RUN/starts"; n=$(wc -l < "$RUN/starts")\n'
 
@@ -28,7 +32,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen]:
 
     def start(launcher: str, program: str, *words: object, **environment: object) -> subprocess.Popen:
         script = tmp_path / "program.sh"
-        script.write_text(f"#!/usr/bin/env bash\n{COMMIT}{COUNT}{program}\n")
+        script.write_text(f"#!/usr/bin/env bash\n{COMMIT}{FROM}{COUNT}{program}\n")
         script.chmod(0o755)
         command = [str(LAUNCH / launcher), *map(str, words), "train", "--workdir", str(tmp_path)]
         settings = {"BACKOFF_S": 0, "RUN": tmp_path, "SORA_PROGRAM": script, **environment}
@@ -71,6 +75,9 @@ def starts(run: Path) -> int:
         ("exit 7", {"MAX_RESTARTS": 2}, 7, 3),
         ("exit 7", {"MAX_RESTARTS": 0}, 7, 1),
         ('[ "$n" -gt 6 ] || commit "$n"; exit 7', {"MAX_RESTARTS": 1}, 7, 7),  # progress six times, then none
+        # What a start saves in the fast tier alone shows in where the next one begins: four times newer, then the same.
+        ("from $((n < 6 ? n - 1 : 4)); exit 7", {"MAX_RESTARTS": 1}, 7, 6),
+        ("from 0; exit 7", {"MAX_RESTARTS": 1}, 7, 2),
     ],
 )
 def test_a_verb_is_started_again_while_that_can_help(start, tmp_path, program, environment, code, num_starts):
@@ -82,6 +89,26 @@ def test_a_verb_is_started_again_while_that_can_help(start, tmp_path, program, e
 def test_giving_up_names_the_code_and_the_limit(start):
     errors = start("restart.sh", "exit 9", MAX_RESTARTS=1).communicate(timeout=30)[1]
     assert "exit code 9 after 1 restarts in a row without a new checkpoint (MAX_RESTARTS=1)" in errors
+
+
+def test_a_launcher_sees_where_a_run_itself_says_that_it_started(tmp_path):
+    """`starts.jsonl` as the library writes it, and with a line torn by a kill."""
+    command = ["bash", "-c", f'source "{LAUNCH}/supervise.sh"; newest_checkpoint "$0"', str(tmp_path)]
+
+    def seen() -> int:
+        return int(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout)
+
+    assert seen() == -1
+    description = {"code": {"version": '"step": 999, '}, "environment": {"command": '{"time": 1, "step": 999, '}}
+    for step, expected in ((0, -1), (40, 40), (120, 120), (90, 90)):
+        record_start(tmp_path, step, 90 if step == 90 else None, description)
+        assert seen() == expected
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write('{"time": 1.5, "step": 12')
+    assert seen() == 90
+    (tmp_path / "checkpoints/100").mkdir(parents=True)
+    (tmp_path / "checkpoints/110.saving").mkdir()
+    assert seen() == 100
 
 
 SAVING = """

@@ -35,6 +35,20 @@ def test_a_slurm_job_shows_its_flags_and_its_step():
     assert words[0] == "srun" and tuple(words[-len(VERB) :]) == VERB
 
 
+def test_a_local_verb_is_shown_with_its_memory_settings():
+    done = dry_run("local.sh", *VERB, MALLOC_ARENA_MAX="2", SORA_PROGRAM="apptainer exec x.sif sora-jax")
+    words = shlex.split(done.stdout)
+    assert words[:2] == ["env", "MALLOC_ARENA_MAX=2"] and "MALLOC_MMAP_MAX_=0" in words
+    assert words[-len(VERB) - 4 :] == ["apptainer", "exec", "x.sif", "sora-jax", *VERB]
+
+
+def test_the_whole_path_is_shown_and_nothing_is_touched(tmp_path):
+    done = dry_run("quickstart.sh", OUT=str(tmp_path / "run"))
+    verbs = [shlex.split(line.partition(" sora-jax ")[2])[0] for line in done.stdout.splitlines()]
+    assert verbs == ["data", "data", "train", "encode", "train", "sample", "evaluate", "report"]
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
+
+
 def test_an_arrays_task_fills_in_its_number():
     environment = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_NTASKS": "2"}
     done = dry_run("slurm.sbatch", "train", "--workdir", "runs/{task}", "--config.train.seed={task}", **environment)

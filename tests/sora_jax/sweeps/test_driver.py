@@ -143,6 +143,22 @@ def test_a_crash_is_tried_again_a_bounded_number_of_times(scripted, sweep, tmp_p
     assert starts.read_text() == "xxxxx"
 
 
+FAST_TIER = """from sora_jax.training.resume import record_start
+        run = Path(sys.argv[sys.argv.index("--workdir") + 1])
+        record_start(run, 5 if (run / "starts.jsonl").exists() else 0, None, {"code": {}, "environment": {}})
+        os.kill(os.getpid(), 9)"""
+
+
+def test_a_start_that_goes_on_from_a_step_of_the_fast_tier_is_progress(scripted, sweep, tmp_path):
+    """The run directory never holds a checkpoint: what shows there is the step of each start, 0, 5 and 5."""
+    write, starts = scripted
+    file, out = write(FAST_TIER), tmp_path / "out"
+    code, _, _ = sweep("run", "--sweep", file, "--out", out, "--retries", 1, "--index", 0)
+    assert code == 2 and starts.read_text() == "xxx"
+    (member, *_) = sweep("status", "--out", out)[1]["members"]
+    assert (member["state"], member["step"]) == ("failed", 5)
+
+
 def test_a_users_error_is_recorded_and_the_rest_go_on(scripted, sweep, tmp_path):
     write, starts = scripted
     file, out = write("raise ValueError('no such data')"), tmp_path / "out"
