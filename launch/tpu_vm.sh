@@ -19,7 +19,7 @@
 #   SPOT=1 or RESERVED=1               the kind of capacity, else on demand
 #   REPOSITORY, REF                    what is cloned: by default this clone's origin at its HEAD
 #   BUCKET                             where runs live, at /data: machines that are taken away take their disks along
-#   POLL_S=60, MAX_RESTARTS=100        of supervise; restarts are new machines
+#   POLL_S=60, MAX_RESTARTS=100        of supervise; a restart is new machines, or a new start on all of them
 #   DRY_RUN=1                          prints every command instead, and needs no gcloud
 set -euo pipefail
 

@@ -226,11 +226,11 @@ def test_xpks_command_survives_two_shells():
 
 
 def test_xpk_refuses_a_run_directory_that_dies_with_its_pod():
-    words = ("train", "--workdir", "/mnt/runs/x")
+    words = ("train", "--workdir", "/runs/x")
     done = xpk(*words, **XPK)
-    assert done.returncode == 2 and "--workdir /mnt/runs/x would be lost with its machine" in done.stderr
+    assert done.returncode == 2 and "--workdir /runs/x would be lost with its machine" in done.stderr
     assert "under /data/" in done.stderr
-    assert xpk(*words, **XPK, MOUNT="/mnt").returncode == 0
+    assert xpk(*words, **XPK, MOUNT="/runs").returncode == 0
 
 
 def test_xpk_names_every_setting_that_is_missing():
