@@ -2,7 +2,8 @@
 
 The tensors are named by their paths (`dit/blocks/mlp_in/kernel`), in the dtypes that they were trained in. The file's
 header holds one JSON text, `sora_jax`: config, step, fingerprints and code of the run, which parameters these are
-(`ema` or `params`), the paths as lists, and the SHA-256 of all tensors, which safetensors itself does not check.
+(`ema` or `params`), the paths as lists, and the SHA-256 of all tensors; and the SHA-256 of that text,
+`sora_jax_sha256`: safetensors itself checks neither.
 """
 
 import hashlib
@@ -27,7 +28,17 @@ from sora_jax.training.run_lock import RunLock
 from sora_jax.training.step_folders import CHECKPOINTS, commit, discard_save, find_checkpoint, staging
 from sora_jax.training.tiers import known_steps
 
-HEADER = "sora_jax"
+HEADER, HEADER_DIGEST = "sora_jax", "sora_jax_sha256"
+RUN_FIELDS = ("config", "fingerprints", "code")
+FIELDS = {
+    "step": int,
+    "parameters": str,
+    "paths": dict,
+    "sha256": str,
+    "config": dict,
+    "fingerprints": dict,
+    "code": str,
+}
 
 
 def export_run(run_dir: Path, out: Path, step: int | None = None, *, ema: bool = True) -> dict[str, Any]:
@@ -47,12 +58,13 @@ def export_run(run_dir: Path, out: Path, step: int | None = None, *, ema: bool =
         "parameters": part,
         "paths": {path_of(keys): [_plain_key(key) for key in keys] for keys, _ in leaves},
         "sha256": _digest(tensors),
-        **{name: metadata[name] for name in ("config", "fingerprints", "code")},
+        **{name: metadata[name] for name in RUN_FIELDS},
     }
+    header = json.dumps(about)
     temporary = out.with_name(f"{out.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={HEADER: json.dumps(about)})
+        save_file(tensors, temporary, metadata={HEADER: header, HEADER_DIGEST: _digest_text(header)})
         temporary.replace(out)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
@@ -65,7 +77,7 @@ def import_run(file: Path, run_dir: Path) -> dict[str, Any]:
     """Makes `run_dir` a run whose only checkpoint is what `file` holds, to sample from or to `--init_from`.
 
     The tensors are its parameters and their EMA. Raises UserError for a file that `export_run` has not written, one
-    whose tensors are not what was written, and a run directory that has checkpoints.
+    whose header or tensors are not what was written, and a run directory that has checkpoints.
     """
     about, tensors = _read(file)
     if known_steps(run_dir):
@@ -77,7 +89,7 @@ def import_run(file: Path, run_dir: Path) -> dict[str, Any]:
             branch = branch.setdefault(key, {})
         branch[keys[-1]] = tensors[name]
     step, directory = about["step"], run_dir / CHECKPOINTS
-    metadata = {**{n: about[n] for n in ("config", "fingerprints", "code")}, IMPORTED_FROM: str(file)}
+    metadata = {**{n: about[n] for n in RUN_FIELDS}, IMPORTED_FROM: str(file)}
     try:
         with RunLock(run_dir):
             open_run(run_dir, metadata, has_checkpoint=False)
@@ -98,23 +110,55 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         raise UserError(f"there is no file {file}; sora-jax checkpoint export writes one")
     try:
         with safe_open(file, framework="flax") as opened:
-            header = (opened.metadata() or {}).get(HEADER)
+            metadata = opened.metadata() or {}
+        about = _read_header(file, metadata)
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is no whole safetensors file ({error}); export it again") from error
+    found, written = _digest(tensors), about["sha256"]
+    if found != written:
+        raise UserError(f"the tensors of {file} have sha256 {found}, but {written} was written; export it again")
+    if tensors.keys() != about["paths"].keys():
+        raise UserError(
+            f"the header of {file} names {len(about['paths'])} paths of {len(tensors)} tensors; export it again"
+        )
+    return about, tensors
+
+
+def _read_header(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What `export_run` said of the file, from the metadata that safetensors keeps. Raises UserError if it is not what
+    was written."""
+    header, written = metadata.get(HEADER), metadata.get(HEADER_DIGEST)
     if header is None:
         raise UserError(f"{file} has no '{HEADER}' in its header: sora-jax checkpoint export has not written it")
-    about = json.loads(header)
-    found = _digest(tensors)
-    if found != about["sha256"]:
-        written = about["sha256"]
-        raise UserError(f"the tensors of {file} have sha256 {found}, but {written} was written; export it again")
-    return about, tensors
+    if written is None:
+        raise UserError(
+            f"{file} has no '{HEADER_DIGEST}' in its header, so that it cannot be verified; export it again"
+        )
+    if (found := _digest_text(header)) != written:
+        raise UserError(f"the header of {file} has sha256 {found}, but {written} was written; export it again")
+    try:
+        about = json.loads(header)
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(about[name], kind)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the header of {file} is of another program or version ({error!r}); export it again"
+        ) from error
+    if not wrong:
+        wrong += ["step"] if about["step"] < 0 else []
+        wrong += [f"path of {name}" for name, keys in about["paths"].items() if not (keys and isinstance(keys, list))]
+    if wrong:
+        raise UserError(f"the header of {file} has no usable {', '.join(wrong)}; export it again")
+    return about
 
 
 def _plain_key(key: Any) -> str | int:
     """What a key of `jax.tree_util` names: JSON keeps whether it was a number."""
     return key.key if isinstance(key, jax.tree_util.DictKey) else key.idx
+
+
+def _digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(tensors: Mapping[str, jax.Array]) -> str:

@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints, `RUN/checkpoints/STEP`, and what their names say.
+"""The folders of a run's checkpoints, `RUN/checkpoints/STEP` and those of its fast tier, and what their names say.
 
 A save is written into `STEP.saving` and renamed to `STEP` when it is whole and its manifest is in it: a folder whose
 name is a plain number is a committed step. What is deleted is renamed first, too. So whatever is killed at whatever
@@ -6,12 +6,14 @@ moment, a number means a whole step; everything else is swept away by the next s
 `set_aside` kept.
 """
 
+import json
 import os
 import shutil
 import time
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from sora_jax.training.run_directory import CONFIG, RUN
 
 CHECKPOINTS = "checkpoints"
 SAVING, REMOVING, ASIDE = ".saving", ".removing", ".aside"
@@ -25,22 +27,50 @@ def committed_steps(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
 
 
+def fast_tier(fast_dir: str, run_dir: Path) -> Path | None:
+    """Where the run keeps its fast checkpoints; None without a fast tier, or for a run that has never started."""
+    try:
+        identity = json.loads((run_dir / RUN).read_text()).get("id")
+    except (OSError, ValueError):
+        return None
+    return Path(fast_dir) / identity / CHECKPOINTS if fast_dir and identity else None
+
+
+def tiers_of(run_dir: Path) -> dict[str, Path]:
+    """`run` and, where the run's config names one, `fast`: the folders with its checkpoints."""
+    try:
+        fast_dir = json.loads((run_dir / CONFIG).read_text()).get("train", {}).get("fast_dir", "")
+    except (OSError, ValueError):
+        fast_dir = ""
+    fast = fast_tier(fast_dir, run_dir)
+    return {"run": run_dir / CHECKPOINTS, **({} if fast is None else {"fast": fast})}
+
+
 def find_checkpoint(run: str | Path, step: int | None = None) -> Path:
-    """The folder of a run's checkpoint: `step`, or the newest. Raises UserError when there is none."""
-    directory = Path(run) / CHECKPOINTS
+    """The folder of a run's checkpoint: `step`, or the newest of either tier; a step that both have, in the run
+    directory. Raises UserError when there is none."""
     if not Path(run).is_dir():
         raise UserError(f"there is no run at {run}; name the --workdir of a training run")
-    steps = committed_steps(directory)
+    tiers = tiers_of(Path(run))
+    steps = sorted({step for tier in tiers.values() for step in committed_steps(tier)})
+    where = str(run) if "fast" not in tiers else f"{run} and its fast tier {tiers['fast']}"
+    if "fast" in tiers and not tiers["fast"].is_dir():
+        where += " (which is not there: look on a machine that sees it, or it is lost)"
     if step is not None and step not in steps:
-        why = "does not exist"
-        if any(directory.glob(f"{step}{SAVING}*")):
-            why = "was never committed (its save was interrupted)"
-        elif any(directory.glob(f"{step}{ASIDE}.*")):
-            why = "was set aside, as the run went on from an earlier one"
-        raise UserError(f"checkpoint {step} of {run} {why}; committed are: {', '.join(map(str, steps)) or 'none'}")
+        why, known = _why_missing(list(tiers.values()), step), ", ".join(map(str, steps)) or "none"
+        raise UserError(f"checkpoint {step} of {run} {why}; committed in {where} are: {known}")
     if not steps:
-        raise UserError(f"{run} has no committed checkpoint yet; train it first")
-    return directory / str(steps[-1] if step is None else step)
+        raise UserError(f"there is no committed checkpoint yet in {where}; train it first")
+    name = str(steps[-1] if step is None else step)
+    return next(tier / name for tier in tiers.values() if (tier / name).is_dir())
+
+
+def _why_missing(tiers: list[Path], step: int) -> str:
+    if any(True for tier in tiers for _ in tier.glob(f"{step}{SAVING}*")):
+        return "was never committed (its save was interrupted)"
+    if any(True for tier in tiers for _ in tier.glob(f"{step}{ASIDE}.*")):
+        return "was set aside, as the run went on from an earlier one"
+    return "does not exist"
 
 
 def staging(directory: Path, step: int) -> Path:

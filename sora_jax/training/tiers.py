@@ -10,24 +10,24 @@ disk, and what a lost host held comes from a replica on another slice over the n
 a replicated axis and work on TPU only, which is where they come in: for a pod whose hosts share no fast storage.
 """
 
-import json
 import shutil
 from pathlib import Path
 
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.training.distributed import barrier, is_leader
 from sora_jax.training.manifest import find_flaws
-from sora_jax.training.run_directory import CONFIG, RUN
-from sora_jax.training.step_folders import CHECKPOINTS, commit, committed_steps, discard_save, staging, sync
+from sora_jax.training.step_folders import (
+    CHECKPOINTS,
+    commit,
+    committed_steps,
+    discard_save,
+    fast_tier,
+    staging,
+    sync,
+    tiers_of,
+)
 
-
-def fast_tier(fast_dir: str, run_dir: Path) -> Path | None:
-    """Where the run keeps its fast checkpoints; None without a fast tier, or for a run that has never started."""
-    try:
-        identity = json.loads((run_dir / RUN).read_text()).get("id")
-    except (OSError, ValueError):
-        return None
-    return Path(fast_dir) / identity / CHECKPOINTS if fast_dir and identity else None
+__all__ = ["copy_step", "fast_tier", "known_steps", "open_fast_tier", "tiers_of"]
 
 
 def open_fast_tier(fast_dir: str, run_dir: Path) -> Path | None:
@@ -47,16 +47,6 @@ def open_fast_tier(fast_dir: str, run_dir: Path) -> Path | None:
             "choose such a folder, or leave it empty to save into the run directory"
         )
     return tier
-
-
-def tiers_of(run_dir: Path) -> dict[str, Path]:
-    """`run` and, where the run's config names one, `fast`: the folders with its checkpoints."""
-    try:
-        fast_dir = json.loads((run_dir / CONFIG).read_text()).get("train", {}).get("fast_dir", "")
-    except (OSError, ValueError):
-        fast_dir = ""
-    fast = fast_tier(fast_dir, run_dir)
-    return {"run": run_dir / CHECKPOINTS, **({} if fast is None else {"fast": fast})}
 
 
 def known_steps(run_dir: Path, fast_dir: str = "") -> list[int]:

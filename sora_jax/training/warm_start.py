@@ -1,6 +1,7 @@
 """Starting a run from another run's parameters: by path, with a report; optimizer, step and data plan are fresh."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,10 +49,11 @@ def warm_start(reference: str, state: TrainState) -> tuple[TrainState, WarmStart
 
     Raises UserError for a run or step that is not there, a damaged checkpoint, or one that shares no parameter.
     """
-    path = find_checkpoint(*parse_reference(reference))
+    run, step = parse_reference(reference)
+    path = find_checkpoint(run, step)
     verify(path)
-    params, report = _load_part(path, "params", state.params)
-    ema, _ = _load_part(path, "ema", state.ema)
+    params, report = _load_part(path, "params", state.params, f"{run}@{path.name}")
+    ema, _ = _load_part(path, "ema", state.ema, report.source)
     if not report.loaded:
         raise UserError(
             f"--init_from {reference} shares no parameter with this model: its own are {_few(report.unexpected)}, "
@@ -60,7 +62,7 @@ def warm_start(reference: str, state: TrainState) -> tuple[TrainState, WarmStart
     return dataclasses.replace(state, params=params, ema=ema), report
 
 
-def _load_part(path: Any, part: str, own: Any) -> tuple[Any, WarmStart]:
+def _load_part(path: Path, part: str, own: Any, source_name: str) -> tuple[Any, WarmStart]:
     model = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(own)}
     shapes = saved_shapes(path, part)
     source = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
@@ -78,7 +80,7 @@ def _load_part(path: Any, part: str, own: Any) -> tuple[Any, WarmStart]:
     )
     other = sorted(n for n in (model.keys() & source.keys()) - fits)
     report = WarmStart(
-        source=f"{path.parents[1]}@{path.name}",
+        source=source_name,
         loaded=tuple(sorted(fits)),
         missing=tuple(sorted(model.keys() - source.keys())),
         unexpected=tuple(sorted(source.keys() - model.keys())),

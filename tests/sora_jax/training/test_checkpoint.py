@@ -62,7 +62,7 @@ def test_an_uncommitted_save_is_no_checkpoint(tmp_path):
     half = tmp_path / "checkpoints" / "2.saving.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints" / "1", half)
     assert find_checkpoint(tmp_path).name == "1"
-    with pytest.raises(UserError, match=r"checkpoint 2 .* never committed .* committed are: 1"):
+    with pytest.raises(UserError, match=r"checkpoint 2 .* never committed .* committed in .* are: 1"):
         find_checkpoint(tmp_path, 2)
     with pytest.raises(UserError, match=r"checkpoint 7 .* does not exist"):
         find_checkpoint(tmp_path, 7)

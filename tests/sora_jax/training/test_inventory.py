@@ -1,15 +1,19 @@
 """A run's checkpoints from outside: listed, verified byte by byte, pruned, exported and imported."""
 
+import hashlib
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.flax import load_file, save_file
 
 from data_pipeline.errors import UserError
 from sora_jax.commands.main import main
 from sora_jax.training.checkpoint import committed_steps, find_checkpoint, load_params
+from sora_jax.training.interchange import HEADER, HEADER_DIGEST, export_run, import_run
 from sora_jax.training.inventory import list_checkpoints, prune_run, verify_run
 from sora_jax.training.manifest import DIGESTS, METADATA, list_files
 from sora_jax.training.retention import Retention
@@ -152,4 +156,48 @@ def test_a_damaged_export_is_refused(run, tmp_path, capsys):
     file.write_bytes(content[:-5])
     assert main(["checkpoint", "import", "--file", str(file), "--out", str(tmp_path / "copy")]) == 2
     assert "is no whole safetensors file" in capsys.readouterr().err
+    assert not (tmp_path / "copy").exists()
+
+
+def with_header(file, out, text, digest=None):
+    """`file` with another header of ours, and the digest of that one unless another is given."""
+    digest = hashlib.sha256(text.encode()).hexdigest() if digest is None else digest
+    save_file(load_file(file), out, metadata={HEADER: text, HEADER_DIGEST: digest})
+    return out
+
+
+def test_a_flipped_bit_anywhere_in_an_exports_header_is_refused(run, tmp_path):
+    file, damaged = tmp_path / "model.safetensors", tmp_path / "damaged.safetensors"
+    export_run(run, file)
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for position in range(0, end, 3):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        damaged.write_bytes(flipped)
+        with pytest.raises(UserError, match="export"):
+            import_run(damaged, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_an_export_whose_header_was_changed_is_refused(run, tmp_path, capsys):
+    file, damaged = tmp_path / "model.safetensors", tmp_path / "damaged.safetensors"
+    export_run(run, file)
+    with safe_open(file, framework="flax") as opened:
+        text, written = (opened.metadata()[name] for name in (HEADER, HEADER_DIGEST))
+    about = json.loads(text)
+    with_header(file, damaged, json.dumps({**about, "step": 7}), written)
+    assert main(["checkpoint", "import", "--file", str(damaged), "--out", str(tmp_path / "copy")]) == 2
+    assert f"header of {damaged} has sha256" in capsys.readouterr().err
+    changed = [(json.dumps({k: v for k, v in about.items() if k != name}), name) for name in about]
+    changed += [("{", "another program"), ("[]", "another program"), ("null", "another program")]
+    changed += [(json.dumps({**about, "step": wrong}), "step") for wrong in (-1, "2", None)]
+    changed += [(json.dumps({**about, "paths": {**about["paths"], "net/bias": wrong}}), "path of") for wrong in ([], 3)]
+    changed += [(json.dumps({**about, "paths": {"net/bias": ["net", "bias"]}}), "1 paths of 2 tensors")]
+    for text, says in changed:
+        with pytest.raises(UserError, match=says):
+            import_run(with_header(file, damaged, text), tmp_path / "copy")
+    save_file(load_file(file), damaged, metadata={HEADER: text})
+    with pytest.raises(UserError, match=f"no '{HEADER_DIGEST}'"):
+        import_run(damaged, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
