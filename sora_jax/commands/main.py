@@ -16,13 +16,14 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging as absl_logging
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import EXIT_SYSTEM_ERROR, UserError
 
 # A loader's worker process re-imports the main script as `__mp_main__`, and needs no jax: blocking that import there
 # saves each worker 140 MiB and a second (Grain imports jax where it finds it). In the parent the two are one module.
@@ -44,8 +45,6 @@ VERBS = {
     "bench": "measure the loop, the loader and the model",
 }
 
-EXIT_USER_ERROR = 2
-EXIT_SYSTEM_ERROR = 3
 EXIT_INTERRUPTED = 130
 
 OVERRIDE_PREFIX = "--config."
@@ -54,7 +53,8 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code of the process: 0, 2 for a user's error, 3 for the system's."""
+    """Runs one verb and returns the exit code of the process: 0, 2 for a user's error, 3 for the system's (a full disk,
+    a shared file system that fails); `train` has more."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname).1s %(name)s: %(message)s")
     _set_log_level(logging.INFO)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_arguments(argv)
         result = args.execute(args)
     except UserError as error:
-        return _fail(f"error: {error}", EXIT_USER_ERROR)
+        return _fail(f"error: {error}", error.exit_code)
     except OSError as error:  # a full disk, a missing right: the system's words name the file
         logger.debug("where it happened", exc_info=True)
         return _fail(f"error: {error}", EXIT_SYSTEM_ERROR)
@@ -93,6 +93,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     overrides = _check_overrides([word for word in argv if takes_config and word.startswith(OVERRIDE_PREFIX)])
     args = parser.parse_args([word for word in argv if word not in overrides])
     args.overrides = overrides
+    _check_paths(args)
     if args.verbose:
         _set_log_level(logging.DEBUG)
     return args
@@ -132,6 +133,16 @@ def _check_overrides(overrides: list[str]) -> list[str]:
         if "=" not in override:
             raise UserError(f"override {override!r} has no value: write it as {override}=VALUE")
     return overrides
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """Refuses `gs://bucket/run`, which as a path would be a new folder `gs:` here."""
+    for name, value in vars(args).items():
+        if isinstance(value, Path) and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value))):
+            raise UserError(
+                f"--{name} is {value}, but '{scheme[0]}/…' is no path of a file system; mount the bucket (gcsfuse, "
+                "mountpoint-s3, a PersistentVolume) and name the folder"
+            )
 
 
 def _fail(message: str, code: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import SystemFailure, UserError
 from sora_jax.config import TrainConfig
 from sora_jax.training.checkpoint_io import (
     LoadedRun,
@@ -265,5 +265,5 @@ class Checkpoints:
             chain.append(str(cause))
             cause = cause.__cause__ or cause.__context__
         if any("No space left" in text or "quota exceeded" in text for text in chain):
-            return UserError(f"the disk is full while saving into {tiers}; {kept}; free some space and run again")
-        return UserError(f"saving into {tiers} failed ({' '.join(str(error).split())[:300]}); {kept}")
+            return SystemFailure(f"the disk is full while saving into {tiers}; {kept}; free some space and run again")
+        return SystemFailure(f"saving into {tiers} failed ({' '.join(str(error).split())[:300]}); {kept}")

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import EXIT_SYSTEM_ERROR, UserError
 from sora_jax.training.peers import CLIENT_HEARTBEAT_S, EXIT_HOST_LOST, LINGER_S, SILENCE_S, Peers, client
 from sora_jax.training.rendezvous import Place, meet
 
@@ -50,6 +50,8 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         return None
     if num_processes == 1:
         return None
+    if num_processes == 0:
+        raise UserError("SORA_NUM_PROCESSES is 0, but must be at least 1")
     if num_processes is None or process_id is None:
         raise UserError("SORA_COORDINATOR is set; set SORA_NUM_PROCESSES and SORA_PROCESS_ID too, in every process")
     if process_id >= num_processes:
@@ -227,9 +229,9 @@ def _verdict(error: BaseException) -> tuple[int, str, float]:
     if lost := _lost_contact(error):
         return EXIT_HOST_LOST, f"lost contact with another process: {lost}; run the same command again", LINGER_S
     if isinstance(error, UserError):
-        return 2, f"error: {error}", 0.0
+        return error.exit_code, f"error: {error}", 0.0
     if isinstance(error, OSError):
-        return 3, f"error: {error}", 0.0
+        return EXIT_SYSTEM_ERROR, f"error: {error}", 0.0
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted", 0.0
     traceback.print_exception(error, file=sys.stderr)

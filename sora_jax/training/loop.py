@@ -210,7 +210,8 @@ class Run:
         step, compiled = start, set()
         self.ledger.train_from(start)
         try:
-            batch = self._take_ahead(feed, agreement, meter)
+            with self.tracer.deaf():  # the loader's workers start with the first batch
+                batch = self._take_ahead(feed, agreement, meter)
             while batch is not None:
                 step += 1
                 known = feed.shapes in compiled

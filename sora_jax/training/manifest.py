@@ -143,9 +143,16 @@ def verify(folder: Path, *, hashes: bool = True, share: tuple[int, int] = (0, 1)
 
 def damage(folder: Path, flaw: str, tiers: Sequence[Path] = ()) -> UserError:
     """What to say of a checkpoint that `flaw`, and how to go on from another one of the `tiers` (its own folder's)."""
-    good = newest_good(tiers or [folder.parent], int(folder.name))
-    if good is None:
+    tiers = tiers or [folder.parent]
+    good, any_good = newest_good(tiers, int(folder.name)), newest_good(tiers)
+    if any_good is not None and good is None:
+        remedy = f"no earlier one is good, but the later step {any_good} is: start without --from_step to go on from it"
+    elif good is None:
+        aside = next((p for tier in tiers for p in sorted(tier.glob("*.aside.*"), reverse=True) if is_good(p)), None)
         remedy = "no earlier one is good: move it away to start again"
+        if aside is not None:
+            step = aside.name.partition(".")[0]
+            remedy = f"no other is good but {aside}, which was set aside: rename it to {step} to go on from there"
     else:
         command = resume_command(folder.parents[1], good)
         remedy = f"the newest good one before it is step {good}; to go on from there: {command}"

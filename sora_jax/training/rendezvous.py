@@ -12,10 +12,17 @@ import time
 from typing import Any, NamedTuple
 
 from data_pipeline.errors import UserError
+from sora_jax.training.peers import EXIT_HOST_LOST
 
 RETRY_S = 0.5
 GREETING_S = 5.0
 """A connection that says nothing for so long is not one of ours."""
+
+
+class AbsentError(UserError):
+    """Others did not come in time: their machines may be slow to start, and the next start may find them."""
+
+    exit_code = EXIT_HOST_LOST
 
 
 class Place(NamedTuple):
@@ -30,8 +37,8 @@ class Place(NamedTuple):
 def meet(place: Place, timeout_s: float) -> None:
     """Returns when all processes have come and agree on their number.
 
-    Raises UserError, in every process that can be reached, when one is missing after `timeout_s`, two have the same
-    id, or they were told different numbers of processes; and when nothing answers at the coordinator's address.
+    Raises UserError, in every process that can be reached, when two have the same id or they were told different
+    numbers of processes; AbsentError when one is missing after `timeout_s`, or nothing answers at the address.
     """
     host, port = split_address(place.coordinator)
     if place.process_id == 0:
@@ -53,21 +60,21 @@ def _gather(place: Place, port: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     came: dict[int, tuple[str, socket.socket]] = {}
     with contextlib.ExitStack() as connections, connections.enter_context(_listen(port)) as server:
-        trouble = None
+        trouble, is_absent = None, False
         while trouble is None and len(came) < place.num_processes - 1:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 connection = connections.enter_context(server.accept()[0])
             except TimeoutError:
-                trouble = _missing(place, came, timeout_s)
+                trouble, is_absent = _missing(place, came, timeout_s), True
                 break
             greeting = _read_line(connection, GREETING_S)
             if greeting is not None and {"process_id", "num_processes", "host"} <= greeting.keys():
                 trouble = _admit(place, greeting, connection, came)
         for _, connection in came.values():
-            _send(connection, {"trouble": trouble})
+            _send(connection, {"trouble": trouble, "is_absent": is_absent})
     if trouble is not None:
-        raise UserError(trouble)
+        raise (AbsentError if is_absent else UserError)(trouble)
 
 
 def _admit(place: Place, greeting: dict[str, Any], connection: socket.socket, came: dict[int, Any]) -> str | None:
@@ -112,14 +119,14 @@ def _report(place: Place, host: str, port: int, timeout_s: float) -> None:
                 outcome = _read_line(connection, left + GREETING_S)  # process 0 is the one to say that time is up
             if outcome is not None and "trouble" in outcome:
                 if outcome["trouble"] is not None:
-                    raise UserError(outcome["trouble"])
+                    raise (AbsentError if outcome.get("is_absent") else UserError)(outcome["trouble"])
                 return
             last = "what answers there is not process 0 of this run"
         except OSError as error:
             last = str(error)
         time.sleep(RETRY_S)
         left = timeout_s - (time.monotonic() - begun)
-    raise UserError(
+    raise AbsentError(
         f"process {place.process_id} could not reach process 0 at {place.coordinator} within {timeout_s:g} s ({last}); "
         "check the coordinator's address, and that process 0 runs (SORA_START_TIMEOUT_S sets how long to wait)"
     )

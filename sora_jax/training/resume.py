@@ -15,7 +15,7 @@ import jax
 
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.training.distributed import agreed, is_leader
-from sora_jax.training.manifest import is_good
+from sora_jax.training.manifest import damage, find_flaws, is_good
 from sora_jax.training.run_directory import RUN, open_run
 from sora_jax.training.step_folders import CHECKPOINTS, committed_steps, set_aside
 from sora_jax.training.tiers import fast_tier, known_steps, tiers_of
@@ -62,15 +62,12 @@ def choose_start(run_dir: Path, fast_dir: str = "", from_step: int | None = None
 
     Only the process that holds the run calls it. A launcher repeats its command after every preemption: once the run
     has gone on from `from_step`, asking for it again means the newest step, unless that one is damaged. Raises
-    UserError for a `from_step` that was not committed.
+    UserError for a `from_step` that was not committed or is damaged; nothing is set aside then.
     """
     steps = known_steps(run_dir, fast_dir)
     newest = steps[-1] if steps else 0
     if from_step is None or from_step == newest:
         return newest
-    if from_step not in steps:
-        committed = ", ".join(map(str, steps)) or "none"
-        raise UserError(f"--from_step {from_step} of {run_dir} was never committed; committed are: {committed}")
     tiers = [tier for tier in (run_dir / CHECKPOINTS, fast_tier(fast_dir, run_dir)) if tier is not None]
     asked = next((row for row in read_starts(run_dir) if row.get("from_step") == from_step), None)
     if asked is not None and any(is_good(t / str(newest)) for t in tiers if (t / str(newest)).is_dir()):
@@ -83,6 +80,13 @@ def choose_start(run_dir: Path, fast_dir: str = "", from_step: int | None = None
             tiers[0],
         )
         return newest
+    if from_step not in steps:
+        committed = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"--from_step {from_step} of {run_dir} was never committed; committed are: {committed}")
+    copies = [tier / str(from_step) for tier in tiers if (tier / str(from_step)).is_dir()]
+    flaws = [next(find_flaws(copy), None) for copy in copies]
+    if flaws[-1] is not None and all(flaws):  # before a newer one is touched
+        raise damage(copies[-1], flaws[-1], tiers)
     moved = sorted({step for tier in tiers for step in set_aside(tier, from_step)})
     logger.warning("going on from step %d; set aside: %s", from_step, ", ".join(map(str, moved)))
     return from_step

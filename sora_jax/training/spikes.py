@@ -126,15 +126,17 @@ def plan_rollback(
 
     None where there is no checkpoint before it, or the run ends anyway. Raises SpikeError after `max_rollbacks`.
     """
+    past = list(past)
     good = [step for step in committed if step < first]
+    # What spikes again may have come along from the checkpoint that the run went back to: one further back, then.
+    good = [step for step in good if step not in {skip.after for skip in past}] or good
     undone = last + in_flight
     to = min(max(undone + 1, max(good, default=0) + config.rollback_skip), config.num_steps - 1)
     if not good or to <= undone:
         return None
-    num_past = len(list(past))
-    if num_past >= config.max_rollbacks:
+    if len(past) >= config.max_rollbacks:
         raise SpikeError(
-            f"steps {first} to {last} spike, and the run was rolled back {num_past} times already "
+            f"steps {first} to {last} spike, and the run was rolled back {len(past)} times already "
             f"(config.train.max_rollbacks = {config.max_rollbacks}); raise it to go on, or start from checkpoint "
             f"{good[-1]} with --init_from and a lower learning rate"
         )

@@ -2,14 +2,17 @@
 
     kill -USR1 PID        # or, for every task of a Slurm job: scancel --signal=USR1 JOB
 
+The loader's workers, which `scancel` signals too, ignore it (`Tracer.deaf`).
+
 The trace begins with the next step and ends when `config.train.trace_steps` of them have ended. A failure to trace is
 logged and never ends the run.
 """
 
+import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ class Tracer:
         self._is_asked, self._until = False, 0
         self._path: Path | None = None
         self._previous: Any = None
+        self._writer: threading.Thread | None = None
 
     def __enter__(self) -> "Tracer":
         if threading.current_thread() is threading.main_thread():
@@ -37,21 +41,38 @@ class Tracer:
     def __exit__(self, *_: Any) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
-        if self._path is not None:
-            self._stop("when the run ended")
+        if self._writer is not None:
+            self._writer.join()
+        if self._path is not None:  # the run ends within a trace
+            self._write(self._path, self._until, logger.info)
+
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """While it is entered SIGUSR1 is ignored; by processes that are started meanwhile, for good."""
+        if self._previous is None:
+            yield
+            return
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGUSR1, self._ask)
 
     def is_due(self, settled_step: int) -> bool:
-        """Whether `turn` has something to do."""
-        return settled_step >= self._until if self._path is not None else self._is_asked
+        """Whether `turn` has something to do. A trace that is still being written comes before the next one."""
+        if self._path is not None:
+            return settled_step >= self._until
+        return self._is_asked and (self._writer is None or not self._writer.is_alive())
 
     def turn(self, step: int, settled_step: int, say: Callable[[str], None]) -> None:
         """Begins or ends a trace: `step` was dispatched last, `settled_step` has ended."""
         if self._path is None:
             self._start(step, say)
         elif settled_step >= self._until:
-            path = self._path
-            if self._stop(f"after step {settled_step}"):
-                say(f"traced the steps up to {settled_step}: {path}")
+            path, self._path = self._path, None
+            # In the background: other processes wait for this one's steps, and would take a long silence for a hang.
+            self._writer = threading.Thread(target=self._write, args=(path, settled_step, say), name="trace")
+            self._writer.start()
 
     def _ask(self, number: int, frame: Any) -> None:
         self._is_asked = True
@@ -68,12 +89,10 @@ class Tracer:
         self._path, self._until = path, step + self._num_steps
         say(f"tracing steps {step + 1} to {self._until} into {path}")
 
-    def _stop(self, when: str) -> bool:
-        """Writes the trace. False if that failed."""
-        self._path = None
+    def _write(self, path: Path, settled_step: int, say: Callable[[str], None]) -> None:
         try:
             jax.profiler.stop_trace()
         except Exception as error:
-            logger.warning("the trace that ended %s could not be written: %s", when, error)
-            return False
-        return True
+            logger.warning("the trace up to step %d could not be written: %s", settled_step, error)
+        else:
+            say(f"traced the steps up to {settled_step}: {path}")

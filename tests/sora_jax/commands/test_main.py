@@ -42,7 +42,7 @@ def test_the_last_line_of_stdout_is_the_result(verb, capsys):
 
 def test_a_user_error_is_one_line_and_exit_code_2(verb, capsys):
     run = verb("from data_pipeline.errors import UserError\n    raise UserError('17 frames,\\n not 1+4n: use 13')")
-    assert run("--name", "x") == cli.EXIT_USER_ERROR
+    assert run("--name", "x") == 2
     captured = capsys.readouterr()
     assert captured.err.strip() == "sora-jax: error: 17 frames, not 1+4n: use 13" and captured.out == ""
 
@@ -51,6 +51,24 @@ def test_a_full_disk_is_one_line(verb, capsys):
     run = verb("raise OSError(28, 'No space left on device', 'x.bin')")
     assert run("--name", "x") == cli.EXIT_SYSTEM_ERROR
     assert "No space left on device: 'x.bin'" in capsys.readouterr().err
+
+
+def test_what_may_go_better_the_next_time_has_the_systems_code(verb, capsys):
+    run = verb(
+        "import errno\n"
+        "    from data_pipeline.errors import from_os_error\n"
+        "    raise from_os_error(OSError(getattr(errno, args.name), 'words', 'x'), 'writing x')"
+    )
+    for name, code in (("ENOSPC", 3), ("ESTALE", 3), ("EACCES", 2), ("ENOTDIR", 2)):
+        assert run("--name", name) == code, name
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+def test_an_address_of_a_bucket_is_no_path(verb, capsys):
+    run = verb("return {}", "parser.add_argument('--workdir', type=__import__('pathlib').Path)")
+    assert run("--workdir", "gs://bucket/run") == 2
+    assert "--workdir is gs:/bucket/run, but 'gs://…' is no path" in capsys.readouterr().err
+    assert run("--workdir", "runs/a:b/c") == 0
 
 
 def test_a_verb_may_have_an_exit_code_of_its_own(verb):
@@ -77,7 +95,7 @@ def test_overrides_reach_verbs_within_verbs(verb, capsys):
 
 def test_an_override_without_a_value_is_an_error(verb, capsys):
     run = verb("return {}", "parser.add_argument('--config')")
-    assert run("--config", "c.py", "--config.seed", "3") == cli.EXIT_USER_ERROR
+    assert run("--config", "c.py", "--config.seed", "3") == 2
     assert "--config.seed=VALUE" in capsys.readouterr().err
 
 

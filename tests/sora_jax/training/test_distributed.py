@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import SystemFailure, UserError
 from sora_jax.training.distributed import (
     _verdict,
     agreed,
@@ -50,6 +50,10 @@ def test_a_place_follows_from_the_variables(environment, place):
         ({"SORA_COORDINATOR": "a:1"}, "set SORA_NUM_PROCESSES and SORA_PROCESS_ID too"),
         ({"SORA_COORDINATOR": "a:1", "SORA_NUM_PROCESSES": "2"}, "set SORA_NUM_PROCESSES and SORA_PROCESS_ID too"),
         ({"SORA_COORDINATOR": "a:1", "SORA_NUM_PROCESSES": "2", "SORA_PROCESS_ID": "2"}, "is 2, but must be .* 0 to 1"),
+        (
+            {"SORA_COORDINATOR": "a:1", "SORA_NUM_PROCESSES": "0", "SORA_PROCESS_ID": "0"},
+            "is 0, but must be at least 1",
+        ),
         ({"SORA_COORDINATOR": "a:1", "SORA_NUM_PROCESSES": "two"}, "SORA_NUM_PROCESSES is 'two'"),
     ],
 )
@@ -97,6 +101,7 @@ def test_alone_there_is_nothing_to_join_or_to_wait_for():
 
 def test_what_ends_a_process_becomes_an_exit_code_and_a_reason(capsys):
     assert _verdict(UserError("no clips"))[:2] == (2, "error: no clips")
+    assert _verdict(SystemFailure("the disk is full"))[:2] == (3, "error: the disk is full")
     assert _verdict(OSError(28, "No space left"))[0] == 3
     assert _verdict(KeyboardInterrupt())[0] == 130
     assert _verdict(ValueError("a bug"))[:2] == (1, "ValueError: a bug")
@@ -120,6 +125,6 @@ def test_a_wrong_coordinator_is_an_error_on_one_line(repository, tmp_path):
         env={**os.environ, **place, "SORA_START_TIMEOUT_S": "1"}, cwd=repository, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.returncode == EXIT_HOST_LOST and not (tmp_path / "run").exists()
     (line,) = done.stderr.splitlines()
     assert "process 1 could not reach process 0 at 127.0.0.1:9 within 1 s" in line and "refused" in line

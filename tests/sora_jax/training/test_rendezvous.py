@@ -15,7 +15,7 @@ def outcomes(*places: Place, timeout_s: float) -> list[str | None]:
         try:
             return meet(place, timeout_s)
         except UserError as error:
-            return str(error)
+            return f"{error.exit_code}: {error}"
 
     with ThreadPoolExecutor(len(places)) as pool:
         return list(pool.map(outcome, places))
@@ -33,12 +33,12 @@ def test_all_meet_whoever_comes_first(address):
 def test_whoever_is_missing_is_named_to_all(address):
     heard = outcomes(Place(address, 3, 0), Place(address, 3, 2), timeout_s=2)
     assert heard[0] == heard[1]
-    assert f"process(es) 1 of 3 did not come to {address} within 2 s" in heard[0]
+    assert f"76: process(es) 1 of 3 did not come to {address} within 2 s" in heard[0]
 
 
 def test_an_address_where_nobody_listens_is_named_with_the_system_s_reason(address):
     (heard,) = outcomes(Place(address, 2, 1), timeout_s=0.2)
-    assert f"process 1 could not reach process 0 at {address} within 0.2 s" in heard and "refused" in heard
+    assert f"76: process 1 could not reach process 0 at {address} within 0.2 s" in heard and "refused" in heard
 
 
 def test_a_host_that_does_not_exist_is_named(address):
@@ -54,7 +54,7 @@ def test_an_address_where_another_program_listens_is_an_error_on_both_sides(addr
 
 def test_two_with_the_same_number_are_told_so(address):
     heard = outcomes(*(Place(address, 3, number) for number in (0, 1, 1)), timeout_s=60)
-    assert all("two processes say that they are process 1" in text for text in heard)
+    assert all("2: two processes say that they are process 1" in text for text in heard)
 
 
 def test_two_that_were_told_of_different_numbers_are_told_both(address):

@@ -10,7 +10,9 @@ import pytest
 from data_pipeline.errors import UserError
 from sora_jax.training.checkpoint import Checkpoints, Retention, committed_steps
 from sora_jax.training.inventory import list_checkpoints, verify_run
+from sora_jax.training.manifest import verify
 from sora_jax.training.resume import choose_start, open_together, read_starts, record_start
+from sora_jax.training.step_folders import set_aside
 from sora_jax.training.tiers import fast_tier, known_steps, open_fast_tier
 from tests.sora_jax.training.saved_states import abstract_of, biggest_file, save_all, state_of
 
@@ -78,6 +80,18 @@ def test_a_damaged_copy_is_replaced_by_the_other_tiers(run, caplog):
 def test_a_save_to_the_last_ends_in_both_tiers_even_if_it_is_committed_already(run):
     save_in_two_tiers(run, [1, 2, 2], durable_every=100, last=[2])
     assert committed_steps(run / "checkpoints") == [2]
+
+
+def test_a_damaged_from_step_is_refused_before_a_newer_one_is_set_aside(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save_all(tmp_path, [1, 2], size=8)
+    biggest_file(folder / "1" / "params").write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoints/1 is damaged: .* but the later step 2 is: start without --from"):
+        choose_start(tmp_path, from_step=1)
+    assert committed_steps(folder) == [1, 2] and choose_start(tmp_path) == 2
+    set_aside(folder, 1)
+    with pytest.raises(UserError, match=r"no other is good but .*/2\.aside\.\d+, .* rename it to 2 to go on"):
+        verify(folder / "1")
 
 
 def test_from_step_sets_the_newer_steps_aside_once(tmp_path, caplog):

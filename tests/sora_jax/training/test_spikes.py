@@ -137,6 +137,9 @@ def test_a_rollback_needs_a_checkpoint_before_the_spike_and_steps_after_it():
     config = TrainConfig(task="toy", num_steps=1000, rollback_skip=200, max_rollbacks=1)
     skip = plan_rollback(config, 511, 520, 2, [300, 500, 515], [])
     assert (skip.after, skip.to, skip.undone) == (500, 700, 522)
+    again = dataclasses.replace(config, max_rollbacks=9)
+    assert plan_rollback(again, 711, 720, 2, [300, 500], [skip]).after == 300, "500 may have brought the spike along"
+    assert plan_rollback(again, 711, 720, 2, [500], [skip]).after == 500, "there is no other"
     assert plan_rollback(config, 511, 900, 2, [500], []).to == 903, "at least all that was undone"
     assert plan_rollback(config, 811, 820, 2, [800], []).to == 999, "the last step is always trained"
     assert plan_rollback(config, 511, 520, 2, [515], []) is None

@@ -1,7 +1,14 @@
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 from sora_jax.training.loop import train
+from sora_jax.training.step_folders import committed_steps
+from tests.sora_jax.training.diffusion_run import write_data
 
 
 def asks_for_a_trace(toy, step):
@@ -39,3 +46,23 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(toy, one_device, tm
     result = train(toy.prepare(None, asks_for_a_trace(toy, 5), **settings), tmp_path, one_device)
     assert result["status"] == "finished"
     assert "no trace of the steps after" in caplog.text
+
+
+def test_a_signal_to_the_whole_task_leaves_the_loaders_workers_alive(tmp_path):
+    latents, run = write_data(tmp_path / "latents"), tmp_path / "run"
+    settings = {"num_steps": 24, "num_workers": 1, "trace_steps": 2, "eval_every": 0, "preview_every": 0}
+    command = [sys.executable, str(Path(__file__).with_name("diffusion_run.py")), str(latents), str(run)]
+    process = subprocess.Popen(
+        [*command, json.dumps({**settings, "checkpoint_every": 2})],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while process.poll() is None and not committed_steps(run / "checkpoints"):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGUSR1)  # as `scancel --signal=USR1` does
+        errors = process.communicate(timeout=240)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert list((run / "traces").rglob("*.xplane.pb")), errors
