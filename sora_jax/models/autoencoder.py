@@ -53,6 +53,15 @@ class AutoencoderConfig:
     def temporal_compression(self) -> int:
         return math.prod(s.time for s in self.stages)
 
+    @property
+    def spatial_reach(self) -> int:
+        """Pixels beyond its own that a latent depends on, and the other way round: one ring a block, at its scale."""
+        scale, reach = self.patch_size, 0
+        for stage in self.stages:
+            scale *= stage.space
+            reach += scale * stage.num_blocks
+        return reach
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(F, H, W, C). Raises UserError for frames that are not `1 + c n` or sizes that do not divide."""
         c, s = self.temporal_compression, self.spatial_compression

@@ -25,6 +25,7 @@ from data_pipeline.errors import UserError
 from sora_jax.config import build_config
 from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, VideoAutoencoder
 from sora_jax.models.layers import definition
+from sora_jax.models.tiling import Blend, Tiling, tiles
 
 CHUNK_LATENTS = 4
 """Latent frames that are coded at a time: memory does not grow with the clip."""
@@ -54,25 +55,71 @@ class Codec:
                 "put that autoencoder there, or encode the clips again"
             )
 
-    def encode(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Float32[np.ndarray, "B F H W C"]:
-        """Raw posterior means of whole videos, chunk by chunk. Raises UserError for an illegal shape."""
+    def encode(
+        self, video: UInt8[np.ndarray, "B T Y X 3"], tiling: Tiling | None = None
+    ) -> Float32[np.ndarray, "B F H W C"]:
+        """Raw posterior means of whole videos, chunk by chunk, each frame whole or in tiles.
+
+        Raises UserError for an illegal shape.
+        """
         self.config.latent_shape(*video.shape[1:4])
         step, cache, means = CHUNK_LATENTS * self.config.temporal_compression, [], []
+        if tiling is not None:
+            return np.concatenate(list(self._encode_tiled(video, tiling, step)), axis=1)
         for start, end in _chunks(video.shape[1], step):
             mean, cache = _encode(self.config, self.params, video[:, start:end], cache)
             means.append(np.asarray(mean))
         return np.concatenate(means, axis=1)
 
-    def decode(self, latents: Float[np.ndarray, "B F H W C"]) -> UInt8[np.ndarray, "B T Y X 3"]:
-        """Whole videos from raw (not normalised) latents, chunk by chunk."""
-        return np.concatenate(list(self.decode_chunks(latents)), axis=1)
+    def decode(
+        self, latents: Float[np.ndarray, "B F H W C"], tiling: Tiling | None = None
+    ) -> UInt8[np.ndarray, "B T Y X 3"]:
+        """Whole videos from raw (not normalised) latents, chunk by chunk, each frame whole or in tiles."""
+        return np.concatenate(list(self.decode_chunks(latents, tiling)), axis=1)
 
-    def decode_chunks(self, latents: Float[np.ndarray, "B F H W C"]) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
+    def decode_chunks(
+        self, latents: Float[np.ndarray, "B F H W C"], tiling: Tiling | None = None
+    ) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
         """As `decode`, a few latents' frames at a time."""
+        if tiling is not None:
+            yield from self._decode_tiled(latents, tiling)
+            return
         cache: list[jax.Array] = []
         for start, end in _chunks(latents.shape[1], CHUNK_LATENTS):
             pixels, cache = _decode(self.config, self.params, jnp.asarray(latents[:, start:end], jnp.float32), cache)
             yield np.asarray(pixels)
+
+    def _encode_tiled(
+        self, video: UInt8[np.ndarray, "B T Y X 3"], tiling: Tiling, step: int
+    ) -> Iterator[Float32[np.ndarray, "B F H W C"]]:
+        """Chunk by chunk; the tiles' caches wait on the host, so that the device holds one tile of one chunk."""
+        scale = self.config.spatial_compression
+        tiling.check(scale)
+        height, width = (n // scale for n in video.shape[2:4])
+        places = tiles(height, width, tiling.tile // scale, tiling.overlap // scale)
+        caches: list[Any] = [[] for _ in places]
+        for start, end in _chunks(video.shape[1], step):
+            blend = Blend(tiling.overlap // scale, -(-self.config.spatial_reach // scale))
+            for i, place in enumerate(places):
+                part = place.scaled(scale).cut(video[:, start:end])
+                mean, caches[i] = jax.device_get(_encode(self.config, self.params, part, caches[i]))
+                blend.add(place, mean)
+            yield blend.mean()
+
+    def _decode_tiled(
+        self, latents: Float[np.ndarray, "B F H W C"], tiling: Tiling
+    ) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
+        scale = self.config.spatial_compression
+        tiling.check(scale)
+        places = tiles(*latents.shape[2:4], tiling.tile // scale, tiling.overlap // scale)
+        caches: list[Any] = [[] for _ in places]
+        for start, end in _chunks(latents.shape[1], CHUNK_LATENTS):
+            blend = Blend(tiling.overlap, self.config.spatial_reach)
+            for i, place in enumerate(places):
+                part = place.cut(latents[:, start:end]).astype(np.float32)
+                video, caches[i] = jax.device_get(_decode_float(self.config, self.params, part, caches[i]))
+                blend.add(place.scaled(scale), video)
+            yield np.clip(np.round((blend.mean() + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
     def normalise(self, latents: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "... C"]:
         return (latents - self.latent_mean) / self.latent_std
@@ -151,6 +198,11 @@ def _encode(config, params, video, cache):
 def _decode(config, params, latents, cache):
     video, cache = apply(config, params).decode(latents, cache)
     return jnp.clip(jnp.round((video + 1.0) * 127.5), 0, 255).astype(jnp.uint8), cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_float(config, params, latents, cache):
+    return apply(config, params).decode(latents, cache)
 
 
 def _chunks(length: int, step: int) -> Iterator[tuple[int, int]]:

@@ -44,6 +44,39 @@ def test_chunks_equal_the_whole(model, num_frames, chunk):
     np.testing.assert_allclose(np.concatenate(frames, 1), decoded, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_every_length_in_chunks_equals_the_whole(chunk):
+    """Every legal length from 1 to 129, in chunks of 1, 3 and 8 latents, a shorter one last; a tiny network.
+
+    Nothing looks ahead (tested above), so that the whole of a shorter clip is the beginning of the longest; that is
+    compared too, for some lengths.
+    """
+    config = AutoencoderConfig(latent_channels=2, stages=(Stage(2, 2, 4, 1), Stage(1, 2, 4, 1)))
+    params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: jnp.asarray(p + 0.1 * rng.standard_normal(p.shape, np.float32)), params)
+    encode = jax.jit(lambda x, cache: apply(config, params).encode(x, cache))
+    decode = jax.jit(lambda z, cache: apply(config, params).decode(z, cache))
+    clip = jax.random.uniform(jax.random.key(2), (1, 129, 8, 8, 3), minval=-1.0)
+    whole = encode(clip, [])[0].mean
+    pixels, step = decode(whole, [])[0], 4 * chunk
+    for num_frames in (5, 65):
+        mean = encode(clip[:, :num_frames], [])[0].mean
+        np.testing.assert_allclose(mean, whole[:, : mean.shape[1]], atol=1e-5)
+        np.testing.assert_allclose(decode(mean, [])[0], pixels[:, :num_frames], atol=1e-5)
+    for num_frames in range(1, 130, 4):
+        caches, start = ([], []), 0
+        while start < num_frames:
+            end = min(start + step + (start == 0), num_frames)
+            posterior, encode_cache = encode(clip[:, start:end], caches[0])
+            frames, decode_cache = decode(posterior.mean, caches[1])
+            first = (start + 3) // 4
+            expected = whole[:, first : first + posterior.mean.shape[1]]
+            np.testing.assert_allclose(posterior.mean, expected, atol=1e-5)
+            np.testing.assert_allclose(frames, pixels[:, start:end], atol=1e-5)
+            caches, start = (encode_cache, decode_cache), end
+
+
 def test_shapes_and_image_as_video(model):
     posterior, _ = model.encode(video(9), [])
     assert posterior.mean.shape[1:] == CONFIG.latent_shape(9, 16, 24) == (3, 2, 3, 4)
