@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from sora_jax.parallel import path_of
 from sora_jax.training.manifest import FORMAT, damage, verify
 from sora_jax.training.step import TrainState
-from sora_jax.training.step_folders import find_checkpoint
+from sora_jax.training.step_folders import discard_save, find_checkpoint
 
 IMPORTED_FROM = "imported_from"
 """In the metadata of a step that was not trained here, and has no state of an optimizer."""
@@ -25,10 +25,15 @@ absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 def begin_save(folder: Path, parts: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
-    """Copies the parts off the devices and starts writing; `.result()` of what it returns waits for all processes."""
-    with _context():
-        about = {**metadata, "format": FORMAT}
-        return ocp.save_checkpointables_async(folder.absolute(), dict(parts), custom_metadata=about)
+    """Copies the parts off the devices and starts writing into the folder of `staging`; `.result()` of what it returns
+    waits for all processes. Where it cannot start, nothing is left."""
+    about = {**metadata, "format": FORMAT}
+    try:
+        with _context():
+            return ocp.save_checkpointables_async(folder.absolute(), dict(parts), custom_metadata=about)
+    except BaseException:
+        discard_save(folder.parent, int(folder.name.partition(".")[0]))
+        raise
 
 
 def split_state(state: TrainState) -> dict[str, Any]:

@@ -298,8 +298,11 @@ def _truncate(path: Path, step: int) -> None:
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    try:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk
 
 
 def _number(value: float) -> float | None:

@@ -65,8 +65,11 @@ class RunLock:
             if _look(self._path) != (owner, touched):  # another one was quicker, or the owner lives after all
                 return False
             temporary = self._path.with_name(f"{LOCK}.{self._owner['token']}")
-            temporary.write_text(json.dumps(self._owner) + "\n")
-            temporary.replace(self._path)
+            try:
+                temporary.write_text(json.dumps(self._owner) + "\n")
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)  # of a full disk
         if owner is not None:
             logger.info("took over the run from %s, which is gone", _name(owner))
         return True

@@ -17,6 +17,8 @@ from sora_jax.training.run_directory import CONFIG, RUN
 
 CHECKPOINTS = "checkpoints"
 SAVING, REMOVING, ASIDE = ".saving", ".removing", ".aside"
+LOOK_S, QUIET_LOOKS, MAX_LOOKS = 0.1, 10, 100
+"""What a failed save left is looked for again until a second has passed without any, or 10 s in all."""
 UNFINISHED = (f"*{SAVING}*", f"*{REMOVING}*", "*.orbax-checkpoint-tmp*")
 
 
@@ -94,9 +96,20 @@ def remove(path: Path) -> None:
 
 
 def discard_save(directory: Path, step: int) -> None:
-    """Deletes what an interrupted or failed save of `step` left, to the last byte: the disk may be full."""
-    for left in directory.glob(f"{step}{SAVING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Deletes what an interrupted or failed save of `step` left, to the last byte: the disk may be full.
+
+    When one thread of Orbax has failed, others write on for a moment, and make the folder again: it is deleted until
+    it stays away.
+    """
+    quiet = QUIET_LOOKS  # where nothing was left there is nothing to wait for
+    for _ in range(MAX_LOOKS):
+        left = list(directory.glob(f"{step}{SAVING}*"))
+        quiet = 0 if left else quiet + 1
+        if quiet > QUIET_LOOKS:
+            return
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        time.sleep(LOOK_S)
 
 
 def sweep(directory: Path) -> None:

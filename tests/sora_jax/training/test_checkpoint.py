@@ -1,9 +1,13 @@
+import contextlib
 import ctypes
 import ctypes.util
+import dataclasses
 import json
 import os
 import resource
 import shutil
+import threading
+import time
 
 import jax
 import numpy as np
@@ -12,6 +16,10 @@ import pytest
 from data_pipeline.errors import UserError
 from sora_jax.parallel import make_mesh
 from sora_jax.training.checkpoint import Checkpoints, Retention, committed_steps, find_checkpoint, load_params
+from sora_jax.training.provenance import describe_run
+from sora_jax.training.run_directory import open_run
+from sora_jax.training.run_lock import GUARD, RunLock
+from sora_jax.training.step_folders import discard_save
 from tests.sora_jax.training.saved_states import abstract_of, biggest_file, open_checkpoints, save_all, state_of
 
 
@@ -117,18 +125,61 @@ def small_disk(tmp_path):
     libc.umount2(os.fsencode(folder), 2)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_good(small_disk):
-    noise = jax.tree.map(
-        lambda x: jax.random.normal(jax.random.key(0), x.shape) if x.ndim > 2 else x, state_of(128, 1)
-    )  # zstd would make room for a constant
+def fill(folder) -> None:
+    """Takes every byte that the disk still has."""
+    with (folder / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def strangers(run) -> list[str]:
+    """What is neither a committed step nor one of a run's own files."""
+    known = {"checkpoints", "config.json", "run.json", GUARD, "fill"}
+    folder = run / "checkpoints"
+    return [p.name for p in folder.iterdir() if not p.name.isdigit()] + [
+        p.name for p in run.iterdir() if p.name not in known
+    ]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_good_and_nothing_half(small_disk):
+    keys = jax.random.split(jax.random.key(0), 20)
+    many = lambda: {"net": {f"p{i}": jax.random.normal(key, (2, 64, 64)) for i, key in enumerate(keys)}}  # noqa: E731
+    noise = dataclasses.replace(state_of(8, 1), params=many(), ema=many())  # zstd would make room for a constant
     with pytest.raises(UserError, match=r"disk is full.*last good checkpoint is step \d"):  # noqa: SIM117
         with open_checkpoints(small_disk, keep_last=9) as checkpoints:
             for step in range(1, 30):
                 checkpoints.save(noise, step, {})
     latest = committed_steps(small_disk / "checkpoints")[-1]
+    fill(small_disk)
+    about = describe_run({}, {})
+    with pytest.raises(UserError, match="disk is full while opening the run"):
+        open_run(small_disk, about, has_checkpoint=True)
+    with pytest.raises(UserError, match="disk is full while locking the run"):
+        RunLock(small_disk).__enter__()
+    with pytest.raises(UserError, match="disk is full while saving"), open_checkpoints(small_disk) as checkpoints:
+        checkpoints.save(noise, latest + 1, {})
     with open_checkpoints(small_disk) as checkpoints:
         state, _ = checkpoints.restore(latest, abstract_of(noise))
     jax.tree.map(np.testing.assert_array_equal, state, noise)
+    assert strangers(small_disk) == []
+
+
+def test_what_is_written_after_a_save_failed_is_deleted_too(tmp_path):
+    late = tmp_path / "3.saving.orbax-checkpoint-tmp" / "params" / "d"
+    late.mkdir(parents=True)
+
+    def write() -> None:
+        for number in range(20):
+            with contextlib.suppress(OSError):  # deleted in between
+                late.mkdir(parents=True, exist_ok=True)
+                (late / str(number)).write_bytes(bytes(100))
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    discard_save(tmp_path, 3)
+    thread.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_on_files_leaves_the_last_checkpoint_good_and_nothing_half(tmp_path):
