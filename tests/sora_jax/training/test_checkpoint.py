@@ -141,6 +141,8 @@ def strangers(run) -> list[str]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads that fail later
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # find their event loop closed
 def test_a_full_disk_leaves_the_last_checkpoint_good_and_nothing_half(small_disk):
     keys = jax.random.split(jax.random.key(0), 20)
     many = lambda: {"net": {f"p{i}": jax.random.normal(key, (2, 64, 64)) for i, key in enumerate(keys)}}  # noqa: E731
