@@ -5,7 +5,8 @@
 #   export SLURM_CONF=DIR/slurm.conf    # for sbatch, squeue, scontrol and scancel
 #   launch/slurm_local.sh stop DIR      # cancels every job and ends every daemon
 #
-# NODES (2) daemons of CPUS_PER_NODE (1) each, named n1, n2, …. Needs the programs of Debian's packages:
+# NODES (2) daemons of CPUS_PER_NODE (1) each, named n1, n2, …. A job of the partition urgent (sbatch --partition=urgent)
+# preempts those of the default one, main: they get SIGTERM, and GRACE_TIME_S (30) later are killed and requeued. Needs the programs of Debian's packages:
 # apt-get install --no-install-recommends slurm-wlm munge. All of its state is in DIR, so several can run side by side.
 set -euo pipefail
 
@@ -13,6 +14,8 @@ NODES="${NODES:-2}"
 CPUS_PER_NODE="${CPUS_PER_NODE:-1}"
 # How long a job may take to save when it is told to end. Slurm's own default is 30.
 KILL_WAIT_S="${KILL_WAIT_S:-30}"
+# And when another preempts it.
+GRACE_TIME_S="${GRACE_TIME_S:-30}"
 
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -63,7 +66,10 @@ SlurmctldPidFile=$dir/slurmctld.pid
 SlurmctldLogFile=$dir/slurmctld.log
 KillWait=$KILL_WAIT_S
 JobRequeue=1
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=$GRACE_TIME_S MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE State=UP
 CONF
   for ((i = 1; i <= NODES; i++)); do
     echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[i]} CPUs=$CPUS_PER_NODE" >> "$dir/slurm.conf"

@@ -1,6 +1,8 @@
 """A real Slurm cluster on this machine for tests: `launch/slurm_local.sh` behind a small class."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -88,3 +90,56 @@ class SlurmCluster:
             assert time.monotonic() < deadline, f"job {job} is not back in the queue after {timeout_s} s, but {found}"
             time.sleep(POLL_S)
         self.run("scontrol", "update", f"jobid={job}", "starttime=now+2")
+
+    def lose(self, node: str) -> None:
+        """Ends a node as a power cut would: its daemon, the steps that it watches and their tasks, all by SIGKILL.
+
+        The controller would miss it after SlurmdTimeout (minutes); it is told at once, as by an administrator.
+        """
+        tasks = [pid for pid in _processes() if self._is_task(pid, node)]
+        steps = {parent for parent in map(_parent, tasks) if _command(parent).startswith("slurmstepd")}
+        daemon = int((self.folder / f"slurmd.{node}.pid").read_text())
+        for pid in (daemon, *steps, *tasks):  # in this order nobody is left to report the others' end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"nodename={node}", "state=DOWN", "reason=lost")
+
+    def restore(self, node: str, timeout_s: float = 60) -> None:
+        """Starts a lost node's daemon again and waits until the controller gives it work."""
+        path = f"{self.environment['PATH']}:/usr/sbin"
+        with open(self.folder / f"slurmd.{node}.again.log", "w") as log:
+            command, environment = ["slurmd", "-N", node], {**self.environment, "PATH": path}
+            subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=60, check=True)
+        deadline = time.monotonic() + timeout_s
+        while (found := self.run("sinfo", "--noheader", f"--nodes={node}", "--format=%T").split()[0]) != "idle":
+            assert time.monotonic() < deadline, f"{node} is not idle after {timeout_s} s, but {found}"
+            time.sleep(POLL_S)
+
+    def _is_task(self, pid: int, node: str) -> bool:
+        """Whether a process belongs to a job of this cluster on that node."""
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        ours = {f"SLURM_CONF={self.folder / 'slurm.conf'}".encode(), f"SLURMD_NODENAME={node}".encode()}
+        return ours <= set(variables)
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process, 0 if it has ended."""
+    try:
+        # The name, in parentheses, may have blanks in it.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

@@ -72,6 +72,41 @@ def test_a_preempted_run_resumes_under_its_id_and_ends_bitwise_the_same(
     assert_same_runs(run, whole)
 
 
+def test_a_job_of_a_higher_partition_preempts_a_run_which_goes_on_when_it_has_ended(
+    slurm_cluster, tmp_path, whole, assert_same_runs
+):
+    """Slurm's own preemption: SIGCONT and SIGTERM to the tasks alone, SIGKILL after the partition's GraceTime."""
+    run, out = tmp_path / "run", tmp_path / "run.out"
+    job = submit(slurm_cluster, out, "--workdir", run, *SLOW, flags=("--nodelist=n1",))
+    wait_for_checkpoint(run, job, slurm_cluster)
+    flags = ("--partition=urgent", "--nodelist=n1", "--output=/dev/null")
+    urgent = slurm_cluster.sbatch(*flags, "--wrap", "sleep 3")
+    slurm_cluster.wait(urgent, "RUNNING")
+    assert slurm_cluster.job(job)["JobState"] == "PENDING" and len(results(out)) == 1
+    slurm_cluster.start_now(job)
+    slurm_cluster.wait(urgent, "COMPLETED")
+    first, second = finish(slurm_cluster, job, out, 1)
+    assert (first["status"], first["exit_code"]) == ("preempted", 75)
+    assert (second["status"], second["resumed_from"]) == ("finished", first["step"])
+    assert_same_runs(run, whole)
+
+
+def test_a_run_whose_node_is_lost_goes_on_on_another(slurm_cluster, tmp_path, whole, assert_same_runs):
+    run, out = tmp_path / "run", tmp_path / "run.out"
+    job = submit(slurm_cluster, out, "--workdir", run, *SLOW)
+    wait_for_checkpoint(run, job, slurm_cluster)
+    node = slurm_cluster.job(job)["NodeList"]
+    slurm_cluster.lose(node)
+    try:
+        slurm_cluster.start_now(job)
+        (only,) = finish(slurm_cluster, job, out, 1)
+        assert slurm_cluster.job(job)["NodeList"] != node
+    finally:
+        slurm_cluster.restore(node)
+    assert only["status"] == "finished" and only["resumed_from"] >= 5
+    assert_same_runs(run, whole)
+
+
 def test_before_its_time_limit_a_job_saves_and_goes_back_to_the_queue(slurm_cluster, tmp_path, whole, assert_same_runs):
     """`--signal=B:TERM@120` gives SIGTERM to the batch script alone, as this does."""
     run, out = tmp_path / "run", tmp_path / "run.out"
