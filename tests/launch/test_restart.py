@@ -1,8 +1,10 @@
 """The local launchers with real processes: small shell programs in place of `sora-jax`, and the toy's training."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -200,10 +202,12 @@ def test_a_signal_reaches_every_process_once(start, tmp_path):
     assert (tmp_path / "signals").read_text() == "signal\n" * 2
 
 
+TOY_ENVIRONMENT = {"SORA_PROGRAM": TOY, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": "", "BACKOFF_S": "0"}
+
+
 def toy(*words: object) -> subprocess.CompletedProcess[str]:
     """A launcher and its words, with the toy's training as the verb's program."""
-    environment = {**os.environ, "SORA_PROGRAM": TOY, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": "", "BACKOFF_S": "0"}
-    command = [str(word) for word in words]
+    environment, command = {**os.environ, **TOY_ENVIRONMENT}, [str(word) for word in words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
@@ -218,3 +222,35 @@ def test_a_run_that_crashed_and_was_restarted_ends_bitwise_like_one_that_was_not
     assert f"exit code 134, newest checkpoint {resumed}; restart 1 of 5" in broken.stderr
     assert toy(LAUNCH / "local.sh", *words, tmp_path / "whole").returncode == 0
     assert_same_runs(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.hosts
+@pytest.mark.timeout(600)
+def test_a_host_that_comes_too_late_is_met_by_the_next_start(tmp_path):
+    """Two hosts with a launcher each; the second begins when the first has waited in vain."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    place = {"SORA_COORDINATOR": address, "SORA_NUM_PROCESSES": "2", "SORA_START_TIMEOUT_S": "15", "MAX_RESTARTS": "20"}
+    command = [str(LAUNCH / "restart.sh"), "train", "--steps", "2", "--workdir", str(tmp_path / "run")]
+    with contextlib.ExitStack() as both:
+
+        def begin(number: int) -> subprocess.Popen[str]:
+            environment = {**os.environ, **TOY_ENVIRONMENT, **place, "SORA_PROCESS_ID": str(number)}
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            both.enter_context(process)
+            both.callback(process.terminate)
+            return process
+
+        first = begin(0)
+        said = []
+        while not said or "restart 1 of 20" not in said[-1]:
+            said.append(first.stderr.readline())
+            assert said[-1], said
+        assert any("process(es) 1 of 2 did not come" in line for line in said)
+        assert "exit code 76, newest checkpoint -1" in said[-1]
+        second = begin(1)
+        outputs = [process.communicate(timeout=280) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert json.loads(outputs[0][0].splitlines()[-1])["step"] == 2

@@ -2,7 +2,8 @@
 
     train --workdir DIR --steps N [--step_seconds S] [--fail CODE --at STEP]
 
-`--fail` ends the process with that exit code instead of reading batch STEP, once for each workdir.
+`--fail` ends the process with that exit code instead of reading batch STEP, once for each workdir. An error of the
+user's ends it with its own code, as in `sora-jax`.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def fail_once(workdir: Path, code: int) -> None:
 
 def main() -> int:
     args, toy = parse(sys.argv[1:]), load_toy()
+    from data_pipeline.errors import UserError
     from sora_jax.parallel import process_rows
     from sora_jax.training.distributed import joined
     from sora_jax.training.loop import train
@@ -61,9 +63,15 @@ def main() -> int:
                 fail_once(args.workdir, args.fail)
             yield {name: x[first:end] for name, x in toy.batch_at(step).items()}
 
-    with joined():
-        prepared = toy.prepare(num_steps=args.steps, checkpoint_every=CHECKPOINT_EVERY, log_every=1, batches=batches)
-        result = train(prepared, args.workdir)
+    try:
+        with joined():
+            prepared = toy.prepare(
+                num_steps=args.steps, checkpoint_every=CHECKPOINT_EVERY, log_every=1, batches=batches
+            )
+            result = train(prepared, args.workdir)
+    except UserError as error:
+        print(f"toy_verb: error: {error}", file=sys.stderr)
+        return error.exit_code
     print(json.dumps(result), flush=True)
     return int(result.get("exit_code", 0))
 
