@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
         stages=(dict(space=1, time=2, width=64, num_blocks=1), dict(space=2, time=2, width=160, num_blocks=2)),
     )
     config.loss = dict(kl_weight=1e-5, squared_weight=2.0, lpips_weight=0.0, lpips_net="squeeze", lpips_weights="")
+    config.gan = dict(weight=0.0, start_step=500, r1_weight=0.0, learning_rate=2e-4, widths=(32, 64, 128))
     config.optim = dict(
         optimizer="adamw", learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, ema_decay=0.99
     )

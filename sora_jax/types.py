@@ -33,7 +33,8 @@ class LossOutput(NamedTuple):
 
 
 LossFn = Callable[[Params, Frozen, Batch, jax.Array, jax.Array], LossOutput]
-"""(params, frozen, batch, step key, number of the batch's first row in the global batch) -> LossOutput."""
+"""(params, frozen, batch, step key, number of the batch's first row in the global batch) -> LossOutput. The batch also
+holds the scalar `step`."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from sora_jax.commands.train import load_config
 from sora_jax.config import OptimConfig, TrainConfig, build_config
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PreviewConfig
-from sora_jax.models.autoencoder import AutoencoderConfig, VideoAutoencoder
+from sora_jax.models.autoencoder import AutoencoderConfig
+from sora_jax.models.discriminator import GanConfig
 from sora_jax.models.dit import SIZES, Dit
 from sora_jax.models.layers import initialise
 from sora_jax.objectives import autoencoder, diffusion
@@ -39,10 +40,11 @@ def autoencoder_task(config: dict, optim: OptimConfig) -> tuple[Task, dict[str, 
     for crop in config["data"]["crops"]:
         model.latent_shape(*crop)
     cfg = build_config(AutoencoderLossConfig, config["loss"], "config.loss")
+    gan = build_config(GanConfig, config.get("gan", {}), "config.gan")
     task = Task(
         name="autoencoder",
-        init=lambda key: {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)},
-        groups=(ParamGroup("autoencoder", autoencoder.make_loss(model, cfg), optim),),
+        init=autoencoder.make_init(model, gan),
+        groups=autoencoder.make_groups(model, cfg, gan, optim),
         evaluate=autoencoder.make_evaluate(model, cfg),
         flops=lambda batch: 0.0,
     )

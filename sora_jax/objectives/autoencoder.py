@@ -1,8 +1,9 @@
-"""The autoencoder task: L1, a small KL (Kingma & Welling 2013; Rombach et al. 2022), and LPIPS if asked for."""
+"""The autoencoder task: L1, a small KL (Kingma & Welling 2013; Rombach et al. 2022), and LPIPS or a
+discriminator if asked for (a second group of parameters, updated after the autoencoder in each step)."""
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from data_pipeline.errors import UserError
 from data_pipeline.prefetch import make_stream
 from sora_jax import flops
 from sora_jax.config import OptimConfig, TrainConfig, at_least, build_config, check_sections, choose
-from sora_jax.models.autoencoder import AutoencoderConfig, VideoAutoencoder, forward_flops
+from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, VideoAutoencoder, forward_flops
 from sora_jax.models.codec import apply, to_float
+from sora_jax.models.discriminator import Discriminator, GanConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.lpips import BACKBONES, check_size, lpips
 from sora_jax.models.lpips_weights import load_lpips
+from sora_jax.objectives.adversarial import discriminator_loss, generator_loss
 from sora_jax.parallel import process_rows
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
 
@@ -56,9 +59,10 @@ class AutoencoderLossConfig:
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
     """The task and its data from a run's config. Raises UserError before any model is built."""
-    check_sections(config, required=("data", "optim", "train"), optional=("model", "loss"))
+    check_sections(config, required=("data", "optim", "train"), optional=("model", "loss", "gan"))
     model = build_config(AutoencoderConfig, config.get("model", {}), "config.model")
     loss = build_config(AutoencoderLossConfig, config.get("loss", {}), "config.loss")
+    gan = build_config(GanConfig, config.get("gan", {}), "config.gan")
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     train = build_config(TrainConfig, config["train"], "config.train")
     path, stream = config["data"]["path"], stream_config(config)
@@ -66,6 +70,8 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         model.latent_shape(*crop)
         if loss.lpips_weights:
             check_size(loss.lpips_net, *crop[1:])
+        if gan.weight:
+            gan.check_size(*crop[1:])
     lpips_weights = load_lpips(loss.lpips_net, loss.lpips_weights) if loss.lpips_weights else None
     rows = process_rows(train.batch_rows, train.mesh)
     source = ClipSource(path, stream, "train", rows)
@@ -73,8 +79,8 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     heldout = heldout_source(path, stream, rows) if manifest.counts["heldout"] else None
     task = Task(
         name="autoencoder",
-        init=lambda key: {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)},
-        groups=(ParamGroup("autoencoder", make_loss(model, loss), optim),),
+        init=make_init(model, gan),
+        groups=make_groups(model, loss, gan, optim),
         evaluate=make_evaluate(model, loss),
         frozen={"lpips": lpips_weights.weights} if lpips_weights else {},
         flops=lambda batch: flops.TRAINING * len(batch["video"]) * forward_flops(model, *batch["video"].shape[1:4]),
@@ -115,28 +121,81 @@ def heldout_source(path: str, stream: ClipStreamConfig, rows: tuple[int, int]) -
     return ClipSource(path, dataclasses.replace(stream, crops=crops, weights=weights), "heldout", rows)
 
 
-def make_loss(model: AutoencoderConfig, cfg: AutoencoderLossConfig):
+def make_init(model: AutoencoderConfig, gan: GanConfig) -> Callable[[jax.Array], Params]:
+    """Fresh parameters; the autoencoder's do not depend on whether there is a discriminator."""
+
+    def init(key: jax.Array) -> Params:
+        params = {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)}
+        if gan.weight:
+            key = jax.random.fold_in(key, 1)
+            params["discriminator"] = initialise(lambda rngs: Discriminator(gan, rngs), key)
+        return params
+
+    return init
+
+
+def make_groups(
+    model: AutoencoderConfig, cfg: AutoencoderLossConfig, gan: GanConfig, optim: OptimConfig
+) -> tuple[ParamGroup, ...]:
+    """The autoencoder, then the discriminator, which sees the reconstructions of the autoencoder just updated."""
+    groups = [ParamGroup("autoencoder", make_loss(model, cfg, gan), optim)]
+    if gan.weight:
+        own = dataclasses.replace(optim, learning_rate=gan.learning_rate or optim.learning_rate)
+        groups.append(ParamGroup("discriminator", make_discriminator_loss(model, gan), own))
+    return tuple(groups)
+
+
+def make_loss(model: AutoencoderConfig, cfg: AutoencoderLossConfig, gan: GanConfig):
     """Sum over the rows of mean |x̂ - x| + squared_weight x mean (x̂ - x)² + kl_weight x mean KL + lpips_weight x mean
-    LPIPS of a frame, with z ~ posterior."""
+    LPIPS of a frame, with z ~ posterior; and what fooling the discriminator is worth (`adversarial.py`)."""
+
+    def reconstruction(frozen: Frozen, video: jax.Array, decoded: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of each clip's pixels, and what to log."""
+        logged = {"l1": per_row(jnp.abs(decoded - video)), "psnr": psnr(decoded, video)}
+        total = logged["l1"] + cfg.squared_weight * per_row(jnp.square(decoded - video))
+        if cfg.lpips_weight:
+            logged["lpips"] = lpips_of_clips(cfg.lpips_net, frozen["lpips"], decoded, video)
+            total = total + cfg.lpips_weight * logged["lpips"]
+        return total, logged
 
     def loss(params: Params, frozen: Frozen, batch: Batch, key: jax.Array, row_offset: jax.Array) -> LossOutput:
-        network, video = apply(model, params["autoencoder"]), to_float(batch["video"])
-        posterior, _ = network.encode(video, [])
-        rows = row_offset + jnp.arange(len(video))
-        noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), posterior.mean.shape[1:]))(rows)
-        latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
-        decoded, _ = network.decode(latents, [])
-        l1, kl = per_row(jnp.abs(decoded - video)), per_row(posterior.kl())
-        squared = per_row(jnp.square(decoded - video))
-        weight = jnp.asarray(len(video), jnp.float32)
-        metrics = {"l1": (l1.sum(), weight), "kl": (kl.sum(), weight), "psnr": (psnr(decoded, video).sum(), weight)}
-        total = jnp.sum(l1 + cfg.squared_weight * squared + cfg.kl_weight * kl)
-        if cfg.lpips_weight:
-            looks = lpips_of_clips(cfg.lpips_net, frozen["lpips"], decoded, video)
-            total, metrics["lpips"] = total + cfg.lpips_weight * looks.sum(), (looks.sum(), weight)
-        return LossOutput(total, weight, metrics)
+        video = to_float(batch["video"])
+        posterior, latents, decoded = autoencode(model, params["autoencoder"], video, key, row_offset)
+        total, logged = reconstruction(frozen, video, decoded)
+        logged["kl"] = per_row(posterior.kl())
+        total, weight = total + cfg.kl_weight * logged["kl"], jnp.asarray(len(video), jnp.float32)
+        if gan.weight:
+            of_pixels = lambda x: reconstruction(frozen, video, x)[0]  # noqa: E731
+            gain, adaptive = generator_loss(model, gan, params, latents, decoded, of_pixels, batch["step"])
+            total, logged["gan_weight"] = total + gain, jnp.full_like(total, adaptive)
+        return LossOutput(total.sum(), weight, {name: (value.sum(), weight) for name, value in logged.items()})
 
     return loss
+
+
+def make_discriminator_loss(model: AutoencoderConfig, gan: GanConfig):
+    """Sum over the rows of the discriminator's loss on the clips and their reconstructions, from the same noise."""
+
+    def loss(params: Params, frozen: Frozen, batch: Batch, key: jax.Array, row_offset: jax.Array) -> LossOutput:
+        video = to_float(batch["video"])
+        decoded = autoencode(model, params["autoencoder"], video, key, row_offset)[2]
+        total, logged = discriminator_loss(gan, params["discriminator"], decoded, video, batch["step"])
+        weight = jnp.asarray(len(video), jnp.float32)
+        return LossOutput(total.sum(), weight, {name: (value.sum(), weight) for name, value in logged.items()})
+
+    return loss
+
+
+def autoencode(
+    model: AutoencoderConfig, params: Params, video: Float[Array, "B T Y X 3"], key: jax.Array, row_offset: jax.Array
+) -> tuple[Posterior, Float[Array, "B F H W C"], Float[Array, "B T Y X 3"]]:
+    """The posterior, latents drawn from it with each row's own noise, and what they decode to."""
+    network = apply(model, params)
+    posterior, _ = network.encode(video, [])
+    rows = row_offset + jnp.arange(len(video))
+    noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), posterior.mean.shape[1:]))(rows)
+    latents = posterior.mean + jnp.exp(0.5 * posterior.log_variance) * noise
+    return posterior, latents, network.decode(latents, [])[0]
 
 
 def make_evaluate(model: AutoencoderConfig, cfg: AutoencoderLossConfig):

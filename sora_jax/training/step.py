@@ -5,8 +5,9 @@ gradient is that of its summed loss over the microbatches, divided by the summed
 batch. If any loss or gradient is not finite, or above the step's limits (`spikes.py`), nothing of the step is applied;
 the state counts it and moves on.
 
-The noise key of step `s` is `fold_in(key(seed), s)`. The keys of initialisation and evaluation are `fold_in`s of the
-same key with numbers that no step reaches (`split` would give those of the first steps).
+The batch that a loss sees also holds the step's number, as `step`. The noise key of step `s` is
+`fold_in(key(seed), s)`. The keys of initialisation and evaluation are `fold_in`s of the same key with numbers that no
+step reaches (`split` would give those of the first steps).
 """
 
 import dataclasses
@@ -94,6 +95,7 @@ def make_train_step(task: Task, config: TrainConfig, shardings: TrainState) -> A
         state: TrainState, frozen: Frozen, batch: Batch, limits: Float[Array, "groups 2"] | None = None
     ) -> tuple[TrainState, StepMetrics]:
         key = fold_seed(config.seed, state.step)
+        batch = {**batch, "step": state.step}
         params, opt_state, ema = dict(state.params), dict(state.opt_state), dict(state.ema)
         finite, within, sums = jnp.bool_(True), jnp.bool_(True), {}
         for number, group in enumerate(task.groups):

@@ -8,6 +8,7 @@ import pytest
 from data_pipeline.errors import UserError
 from sora_jax.config import build_config
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
+from sora_jax.models.discriminator import GanConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.lpips import lpips, weight_shapes
 from sora_jax.objectives.autoencoder import AutoencoderLossConfig, lpips_of_clips, make_evaluate, make_loss
@@ -34,7 +35,7 @@ def frozen():
 def test_lpips_is_added_with_its_weight(params, batch, frozen):
     def loss(**weights):
         cfg = AutoencoderLossConfig(lpips_net="alex", lpips_weights="somewhere", **weights)
-        return jax.jit(make_loss(MODEL, cfg))(params, frozen, batch, jax.random.key(0), jnp.int32(0))
+        return jax.jit(make_loss(MODEL, cfg, GanConfig()))(params, frozen, batch, jax.random.key(0), jnp.int32(0))
 
     without, with_it = loss(), loss(lpips_weight=2.0)
     assert "lpips" not in without.metrics
