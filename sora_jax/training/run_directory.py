@@ -1,4 +1,5 @@
-"""What made a run, beside its results: `config.json`, and `run.json` (id, fingerprints, code, environment).
+"""What made a run, beside its results: `config.json`, `run.json` (id, fingerprints, code, environment) and
+`uncommitted.patch`, where the code was not what its commit says.
 
 The same command run again continues the run, so the folder refuses another config, except for fields that only say
 how long, how often or on what the run goes.
@@ -13,8 +14,9 @@ from typing import Any
 
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.config import OptimConfig, TrainConfig
+from sora_jax.training.provenance import uncommitted_changes
 
-CONFIG, RUN = "config.json", "run.json"
+CONFIG, RUN, PATCH = "config.json", "run.json", "uncommitted.patch"
 
 EXTENDABLE = frozenset(
     ["num_steps", "log_every", "eval_every", "eval_batches", "preview_every", "checkpoint_every", "keep_last"]
@@ -44,6 +46,8 @@ def open_run(workdir: Path, description: Mapping[str, Any], has_checkpoint: bool
         identity = (made_of or {}).get("id") or uuid.uuid4().hex[:12]  # it names the run on storage that runs share
         described = {name: value for name, value in description.items() if name != "config"}
         _write(workdir / RUN, {"id": identity, **described})
+        if "environment" in description:  # a run that is trained here, not one that was imported
+            _write_patch(workdir / PATCH, uncommitted_changes())
     except OSError as error:
         raise from_os_error(error, f"opening the run {workdir}") from error
 
@@ -104,10 +108,21 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON ({error}); restore it, or choose another --workdir") from error
 
 
+def _write_patch(path: Path, patch: bytes) -> None:
+    if patch:
+        _write_whole(path, patch)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier start
+
+
 def _write(path: Path, value: Mapping[str, Any]) -> None:
+    _write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)  # of a full disk

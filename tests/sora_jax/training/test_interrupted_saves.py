@@ -69,6 +69,7 @@ def test_a_run_says_what_made_it(toy, one_device, tmp_path):
     assert made["fingerprints"] == {"data": "toy"} and made["code"]
     environment = made["environment"]
     assert {"command", "devices", "processes", "hosts", "python", "system", "packages"} <= environment.keys()
+    assert environment["directory"] == os.getcwd() and "XLA_FLAGS" in environment["variables"]
     assert sum(environment["hosts"].values()) == environment["processes"] == 1
     assert environment["packages"]["jax"] == jax.__version__
     assert committed_steps(tmp_path / "fast" / made["id"] / "checkpoints") == [1, 2]
