@@ -269,6 +269,8 @@ class Run:
         self.ledger.beat(meter.settled_step, meter.waited_s)
         for step, row in rows:
             self._write(step, "train", {**row, **self.stragglers.facts(row)})
+            if hosts := self.stragglers.hosts():
+                self._write(step, "hosts", hosts)
             self.progress.row(step, row, meter.step_seconds)
         for step, metrics in meter.take_steps():
             judged = self.history.add(step, metrics)

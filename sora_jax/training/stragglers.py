@@ -16,6 +16,8 @@ import psutil
 from sora_jax.training.peers import watched
 
 GIB = 2**30
+TOLD = {"host_seconds": "host_seconds", "rss_gib": "host_memory_gib", "device_gib": "device_memory_gib"}
+"""What a process tells the others of itself, and what its own row calls that."""
 MEMORY_EVERY_S = 10.0
 """Looking for the workers reads a file of every process of the machine."""
 SLOWER, SHARE = 2.0, 0.2
@@ -53,7 +55,19 @@ class Stragglers:
         if now - self._measured < MEMORY_EVERY_S:
             return self.compare(row)
         self._measured = now
-        return {**self.compare(row), **memory()}
+        found = memory()
+        if (peers := watched()) is not None:
+            peers.note(**{told: found[name] for told, name in TOLD.items() if name in found})
+        return {**self.compare(row), **found}
+
+    def hosts(self) -> dict[str, float]:
+        """What each process has told last, a second or two ago: `host_seconds/I`, `rss_gib/I`, `device_gib/I`. Nothing
+        where there is one process, or of what a process does not know."""
+        peers = watched()
+        if peers is None or jax.process_count() == 1:
+            return {}
+        signs = sorted(peers.signs.items())
+        return {f"{name}/{i}": sign[name] for name in TOLD for i, sign in signs if name in sign}
 
     def compare(self, row: Mapping[str, float]) -> dict[str, float]:
         """Tells the others this process's share of a window; returns whose is the largest, as numbers of the row."""

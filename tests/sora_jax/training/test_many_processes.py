@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sora_jax.training.checkpoint import load_params
+from sora_jax.training.metrics import read_metrics
 from sora_jax.training.spikes import Skip, read_skips
 from tests.sora_jax.training.processes import Processes, losses, run
 
@@ -37,6 +38,19 @@ def test_one_signal_stops_all_after_the_same_step_and_the_end_is_bitwise_the_sam
     states = [load_params(tmp_path / d).params for d in ("whole", "stopped")]
     jax.tree.map(np.testing.assert_array_equal, *states)
     np.testing.assert_array_equal(*map(losses, (tmp_path / "whole", tmp_path / "stopped")))
+
+
+def test_each_process_tells_its_time_and_memory(tmp_path):
+    slow = {"TOY_TRAIN": json.dumps({"log_every": 2, "eval_every": 0}), "TOY_STEP_SECONDS": "0.25"}
+    run("toy_run.py", tmp_path, 24, count=2, devices=1, environment=slow)
+    rows = read_metrics(tmp_path)
+    hosts, trained = ([row for row in rows if row["kind"] == kind] for kind in ("hosts", "train"))
+    assert {row["step"] for row in hosts} <= {row["step"] for row in trained}
+    told = {name: value for name, value in hosts[-1].items() if name not in ("step", "kind")}
+    assert told.keys() == {f"{name}/{process}" for name in ("host_seconds", "rss_gib") for process in (0, 1)}
+    assert all(told[f"rss_gib/{process}"] > 0.05 for process in (0, 1))
+    own = {row["host_seconds"] for row in trained if "host_seconds" in row}
+    assert told["host_seconds/0"] in own, "process 0 told what its own row said"
 
 
 def test_a_loader_that_fails_ends_all_with_its_reason(tmp_path):
