@@ -37,16 +37,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from sora_jax.evaluation.storm import Storm, run_storm
     from sora_jax.evaluation.storm_verdict import judge, markdown, rich_table, tabulate
 
-    train = load_config(args.config, args.overrides)["train"]
-    if train.num_steps < 2 * train.checkpoint_every or train.checkpoint_every < 1:
+    train = load_config(args.config, args.overrides).to_dict()["train"]
+    num_steps, every = train["num_steps"], train["checkpoint_every"]
+    if num_steps < 2 * every or every < 1:
         raise UserError(
-            f"a run of {train.num_steps} steps that is saved every {train.checkpoint_every} has nothing to resume "
-            "from; set config.train.num_steps and config.train.checkpoint_every"
+            f"a run of {num_steps} steps that is saved every {every} has nothing to resume from; set "
+            "config.train.num_steps and config.train.checkpoint_every"
         )
     fixed = [f"--config.train.{name}={value}" for name, value in FIXED.items()]
     words = ("train", "--config", args.config, *args.overrides, *fixed)
     kinds = tuple(kind for kind in args.kinds.split(",") if kind)
-    storm = Storm(words, args.workdir, train.num_steps, args.kills, kinds, args.seed, 60 * args.minutes or float("inf"))
+    storm = Storm(words, args.workdir, num_steps, args.kills, kinds, args.seed, 60 * args.minutes or float("inf"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run's processes end with the storm
     rows = run_storm(storm)
     lines = tabulate(rows)
