@@ -110,7 +110,9 @@ def test_a_storm_of_every_kind_loses_nothing_and_ends_bitwise_the_same(tmp_path,
     outcome = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert code == 0 and outcome["final_state_is_bitwise_equal"] and outcome["committed_steps_lost"] == 0, outcome
     assert outcome["kills"] == len(kinds) and set(outcome["kinds"]) == set(kinds)
-    assert outcome["steps_with_equal_metrics"] == 40 and abs(outcome["ledger_over_clock"] - 1) < 0.01, outcome
+    assert outcome["steps_with_equal_metrics"] == 40, outcome
+    # The last process's exit, after its last mark, is seconds on a busy machine: much, of a storm as short as this.
+    assert abs(outcome["ledger_over_clock"] - 1) < 0.1, outcome
     runs = [tmp_path / "storm" / name for name in (UNDISTURBED, STORM)]
     shutil.rmtree(runs[1] / CHECKPOINTS / str(committed_steps(runs[1] / CHECKPOINTS)[-1]))
     assert differing_arrays(*runs)  # an older step is another state
