@@ -16,7 +16,7 @@ from sora_jax.training.ledger import add_up, read_ledger
 from sora_jax.training.metrics import read_metrics
 
 PARTS = ("params", "ema", "state")
-CLOCKS = ("_seconds", "per_second", "data_wait", "mfu", "_gib", "padding")
+CLOCKS = ("_seconds", "per_second", "data_wait", "mfu", "_gib", "slowest_process", "padding")
 """Endings of the metrics that are about time and memory, and differ between any two runs; and padding, which the host
 counts while its clock runs and the device otherwise: the last digit differs"""
 COLUMNS = (
