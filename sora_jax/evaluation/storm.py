@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import EXIT_USER_ERROR, UserError
 from sora_jax.evaluation.storm_attempt import Attempt, newest_step
 from sora_jax.evaluation.storm_link import Link, check_link
 from sora_jax.training.metrics import read_metrics
@@ -32,7 +32,7 @@ KINDS = {
 }
 IN_PAIRS = ("one_of_two", "link")
 EARLY = 8
-EXIT_FINISHED, EXIT_USER_ERROR = 0, 2
+EXIT_FINISHED = 0
 STEP_LIMIT_S, EXIT_LIMIT_S, SAVE_S = 300.0, 120.0, 0.1
 MAX_FRUITLESS = 5
 ROWS, REFERENCE, STORM, UNDISTURBED = "storm.jsonl", "reference.json", "storm", "undisturbed"

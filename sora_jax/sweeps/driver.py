@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.errors import EXIT_USER_ERROR
 from sora_jax.sweeps.directory import (
     LOG,
     Attempt,
@@ -33,7 +34,6 @@ from sora_jax.sweeps.status import FAILED, FINISHED, read_standing, wall_seconds
 from sora_jax.training.progress import duration
 from sora_jax.training.stop import EXIT_PREEMPTED, StopSignal
 
-EXIT_USER_ERROR = 2
 POLL_S = 0.1
 
 logger = logging.getLogger(__name__)

@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.errors import EXIT_USER_ERROR, UserError, from_os_error
 from sora_jax.training.peers import watched
 
 LOCK, GUARD = "run.lock", "run.lock.guard"
 HEARTBEAT_S, STALE_S = 5.0, 20.0
-EXIT_USER_ERROR = 2
 
 logger = logging.getLogger(__name__)
 
