@@ -3,11 +3,11 @@
 #
 # Starts the verb again on every exit code except 0 (finished) and 2 (a user's error), after 2, 4, 8, … seconds.
 # A start that committed a newer checkpoint in --workdir, or went on from a newer one (in the fast tier), is progress and
-# sets the count and the wait back; after MAX_RESTARTS restarts in a row without progress the last exit code is passed on. SIGTERM and Ctrl-C are forwarded once:
-# the verb saves, and its exit code 75 is passed on without another start.
+# sets the count and the wait back; after MAX_RESTARTS restarts in a row without progress the last exit code is passed
+# on. SIGTERM and Ctrl-C are forwarded once: the verb saves, and its exit code 75 is passed on without another start.
 #
 #   MAX_RESTARTS=5    restarts in a row without progress
-#   BACKOFF_S=2       the first wait; it doubles up to BACKOFF_MAX_S=300
+#   BACKOFF_S=2       the first wait; it doubles up to BACKOFF_MAX_S=60
 #   PROCESSES=1       so many processes on this machine (launch/processes.sh)
 #   DRY_RUN=1         prints the command instead
 set -euo pipefail
@@ -18,7 +18,7 @@ source "$HERE/supervise.sh"
 
 MAX_RESTARTS="${MAX_RESTARTS:-5}"
 BACKOFF_S="${BACKOFF_S:-2}"
-BACKOFF_MAX_S="${BACKOFF_MAX_S:-300}"
+BACKOFF_MAX_S="${BACKOFF_MAX_S:-60}"
 PROCESSES="${PROCESSES:-1}"
 require_count MAX_RESTARTS "$MAX_RESTARTS" 0
 require_count BACKOFF_S "$BACKOFF_S" 0

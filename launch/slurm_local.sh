@@ -5,9 +5,10 @@
 #   export SLURM_CONF=DIR/slurm.conf    # for sbatch, squeue, scontrol and scancel
 #   launch/slurm_local.sh stop DIR      # cancels every job and ends every daemon
 #
-# NODES (2) daemons of CPUS_PER_NODE (1) each, named n1, n2, …. A job of the partition urgent (sbatch --partition=urgent)
-# preempts those of the default one, main: they get SIGTERM, and GRACE_TIME_S (30) later are killed and requeued. Needs the programs of Debian's packages:
-# apt-get install --no-install-recommends slurm-wlm munge. All of its state is in DIR, so several can run side by side.
+# NODES (2) daemons of CPUS_PER_NODE (1) each, named n1, n2, …. A job of the partition urgent (sbatch
+# --partition=urgent) preempts those of the default one, main: they get SIGTERM, and GRACE_TIME_S (30) later are killed
+# and requeued. Needs the programs of Debian's packages: apt-get install --no-install-recommends slurm-wlm munge. All of
+# its state is in DIR, so several can run side by side.
 set -euo pipefail
 
 NODES="${NODES:-2}"

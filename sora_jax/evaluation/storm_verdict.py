@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from sora_jax.evaluation.storm import KINDS, STORM, UNDISTURBED, Storm
-from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes, verify
+from sora_jax.training.checkpoint import find_verified, load_parts, saved_shapes
 from sora_jax.training.ledger import add_up, read_ledger
 from sora_jax.training.metrics import read_metrics
 
@@ -68,8 +68,7 @@ def differing_arrays(one: Path, other: Path) -> list[str]:
 
 
 def _final_arrays(run: Path) -> dict[str, np.ndarray]:
-    path, sharding = find_checkpoint(run), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    verify(path)
+    path, sharding = find_verified(run), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {part: saved_shapes(path, part) for part in PARTS}
     loaded = load_parts(path, jax.tree.map(lambda x: x.update(sharding=sharding), shapes))
     arrays = {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(loaded)}

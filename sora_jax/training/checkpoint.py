@@ -31,7 +31,7 @@ from sora_jax.training.checkpoint_io import (
     split_state,
 )
 from sora_jax.training.distributed import agreed, gathered, is_leader
-from sora_jax.training.manifest import damage, find_flaws, verify, write_manifest
+from sora_jax.training.manifest import damage, find_flaws, find_verified, verify, warn_of_copies, write_manifest
 from sora_jax.training.provenance import describe_run
 from sora_jax.training.retention import Retention
 from sora_jax.training.step import TrainState
@@ -55,6 +55,7 @@ __all__ = [
     "committed_steps",
     "describe_run",
     "find_checkpoint",
+    "find_verified",
     "load_params",
     "load_parts",
     "read_metadata",
@@ -178,13 +179,12 @@ class Checkpoints:
             mine = next(find_flaws(path, hashes=self._hashes, share=(jax.process_index(), jax.process_count())), None)
             flaw = next((flaw for flaw in gathered("flaw", mine) if flaw), None)
             if flaw is None:
-                for other, why in flaws:
-                    logger.warning("the checkpoint %s is damaged: it %s; its copy %s is good", other, why, path)
+                warn_of_copies(flaws, path)
                 return path
             flaws.append((path, flaw))
         if not flaws:
             find_checkpoint(self._run_dir, step)
-        raise damage(*flaws[-1], self._tiers)
+        raise damage(*flaws[-1], self._tiers, self._run_dir)
 
     def _make_room(self, step: int) -> bool:
         """Whether the step is committed already; if not, nothing of an earlier attempt at it is left."""

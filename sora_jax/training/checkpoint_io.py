@@ -12,9 +12,9 @@ from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import UserError
 from sora_jax.parallel import path_of
-from sora_jax.training.manifest import FORMAT, damage, verify
+from sora_jax.training.manifest import FORMAT, damage, find_verified
 from sora_jax.training.step import TrainState
-from sora_jax.training.step_folders import discard_save, find_checkpoint
+from sora_jax.training.step_folders import discard_save
 
 IMPORTED_FROM = "imported_from"
 """In the metadata of a step that was not trained here, and has no state of an optimizer."""
@@ -108,8 +108,7 @@ def load_params(
 
     Raises UserError for a run without a committed checkpoint, or a damaged one.
     """
-    path = find_checkpoint(run_dir, step)
-    verify(path)
+    path = find_verified(run_dir, step)
     metadata = read_metadata(path)
     part = "ema" if ema else "params"
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import sys
 import time
@@ -28,6 +29,8 @@ START_TIMEOUT_S = 120.0
 CLOCK_WARNING_S, CLOCK_ERROR_S = 1.0, 60.0
 CONTACT = ("gloo", "nccl", "barrier", "connection", "coordination", "unavailable", "deadline_exceeded")
 """Words of JAX's errors, in small letters, that say that the link to another process broke."""
+STATUS = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+"""How the text of a runtime's error begins: reading a value that was never made raises it as a plain ValueError."""
 AGREEMENT_TIMEOUT_S = 1800
 """How long one process may be ahead of another at a point where all agree: the watchdog ends a hung one long before."""
 
@@ -243,7 +246,8 @@ def _lost_contact(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         text = " ".join(str(cause).split())
-        if isinstance(cause, jax.errors.JaxRuntimeError) and any(word in text.lower() for word in CONTACT):
+        is_of_runtime = isinstance(cause, jax.errors.JaxRuntimeError) or STATUS.match(text)
+        if is_of_runtime and any(word in text.lower() for word in CONTACT):
             return text[:300]
         cause = cause.__cause__ or cause.__context__
     return None

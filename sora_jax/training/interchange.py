@@ -22,10 +22,10 @@ from safetensors.flax import load_file, save_file
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.parallel import path_of
 from sora_jax.training.checkpoint_io import IMPORTED_FROM, begin_save, load_parts, read_metadata, saved_shapes
-from sora_jax.training.manifest import verify, write_manifest
+from sora_jax.training.manifest import find_verified, write_manifest
 from sora_jax.training.run_directory import open_run
 from sora_jax.training.run_lock import RunLock
-from sora_jax.training.step_folders import CHECKPOINTS, commit, discard_save, find_checkpoint, staging
+from sora_jax.training.step_folders import CHECKPOINTS, commit, discard_save, staging
 from sora_jax.training.tiers import known_steps
 
 HEADER, HEADER_DIGEST = "sora_jax", "sora_jax_sha256"
@@ -46,8 +46,7 @@ def export_run(run_dir: Path, out: Path, step: int | None = None, *, ema: bool =
 
     Raises UserError for a damaged checkpoint and a full disk; an existing file is replaced only by a whole one.
     """
-    path = find_checkpoint(run_dir, step)
-    verify(path)
+    path = find_verified(run_dir, step)
     metadata, part = read_metadata(path), "ema" if ema else "params"
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     tree = load_parts(path, {part: jax.tree.map(lambda x: x.update(sharding=host), saved_shapes(path, part))})[part]

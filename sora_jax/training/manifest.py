@@ -8,6 +8,7 @@ says so in its metadata, is read as it is, and counts as unverified.
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from sora_jax.training.step_folders import committed_steps, sync
+from sora_jax.training.step_folders import committed_steps, find_checkpoint, sync, tiers_of
 
 DIGESTS = "digests.json"
 METADATA = "_CHECKPOINT_METADATA"
 FORMAT = 2
 """What `custom_metadata` says of a step that is committed only with its manifest."""
 NUM_THREADS = min(8, os.cpu_count() or 1)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +144,29 @@ def verify(folder: Path, *, hashes: bool = True, share: tuple[int, int] = (0, 1)
         raise damage(folder, flaw)
 
 
-def damage(folder: Path, flaw: str, tiers: Sequence[Path] = ()) -> UserError:
-    """What to say of a checkpoint that `flaw`, and how to go on from another one of the `tiers` (its own folder's)."""
+def find_verified(run: str | Path, step: int | None = None) -> Path:
+    """`find_checkpoint`, in the first tier whose copy is what was written. Raises UserError where none is."""
+    step = int(find_checkpoint(run, step).name)
+    tiers = list(tiers_of(Path(run)).values())
+    flaws: list[tuple[Path, str]] = []
+    for path in (tier / str(step) for tier in tiers if step in committed_steps(tier)):
+        flaw = next(find_flaws(path), None)
+        if flaw is None:
+            warn_of_copies(flaws, path)
+            return path
+        flaws.append((path, flaw))
+    raise damage(*flaws[-1], tiers, Path(run))
+
+
+def warn_of_copies(flaws: Sequence[tuple[Path, str]], good: Path) -> None:
+    """Says of damaged copies that another tier's is taken instead."""
+    for path, why in flaws:
+        logger.warning("the checkpoint %s is damaged: it %s; its copy %s is good", path, why, good)
+
+
+def damage(folder: Path, flaw: str, tiers: Sequence[Path] = (), run: Path | None = None) -> UserError:
+    """What to say of a checkpoint that `flaw`, and how to go on from another one of the `tiers` (its own folder's) of
+    the run directory `run` (the one that it lies in)."""
     tiers = tiers or [folder.parent]
     good, any_good = newest_good(tiers, int(folder.name)), newest_good(tiers)
     if any_good is not None and good is None:
@@ -154,7 +178,7 @@ def damage(folder: Path, flaw: str, tiers: Sequence[Path] = ()) -> UserError:
             step = aside.name.partition(".")[0]
             remedy = f"no other is good but {aside}, which was set aside: rename it to {step} to go on from there"
     else:
-        command = resume_command(folder.parents[1], good)
+        command = resume_command(run or folder.parents[1], good)
         remedy = f"the newest good one before it is step {good}; to go on from there: {command}"
     return UserError(f"the checkpoint {folder} is damaged: it {flaw}; {remedy}")
 

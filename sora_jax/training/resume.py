@@ -86,7 +86,7 @@ def choose_start(run_dir: Path, fast_dir: str = "", from_step: int | None = None
     copies = [tier / str(from_step) for tier in tiers if (tier / str(from_step)).is_dir()]
     flaws = [next(find_flaws(copy), None) for copy in copies]
     if flaws[-1] is not None and all(flaws):  # before a newer one is touched
-        raise damage(copies[-1], flaws[-1], tiers)
+        raise damage(copies[-1], flaws[-1], tiers, run_dir)
     moved = sorted({step for tier in tiers for step in set_aside(tier, from_step)})
     logger.warning("going on from step %d; set aside: %s", from_step, ", ".join(map(str, moved)))
     return from_step

@@ -20,11 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import EXIT_USER_ERROR, UserError, from_os_error
+from data_pipeline.errors import EXIT_USER_ERROR, SystemFailure, UserError, from_os_error
 from sora_jax.training.peers import watched
 
 LOCK, GUARD = "run.lock", "run.lock.guard"
 HEARTBEAT_S, STALE_S = 5.0, 20.0
+JOB = "SLURM_JOB_ID"
+"""Stays the same when a job is requeued."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class RunLock:
     def __init__(self, run_dir: Path, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
         self._path, self._heartbeat_s, self._stale_s = run_dir / LOCK, heartbeat_s, stale_s
         self._owner = {**_machine(), "pid": os.getpid(), "started": _start_time(os.getpid()), "token": uuid.uuid4().hex}
+        self._owner["job"] = os.environ.get(JOB, "")
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run-lock")
 
@@ -90,6 +93,11 @@ class RunLock:
                 raise self._taken(owner, f"touched its lock {time.monotonic() - begun:.0f} s after this process came")
 
     def _taken(self, owner: dict[str, Any], why: str) -> UserError:
+        if self._owner["job"] and owner.get("job") == self._owner["job"]:  # its node's daemon died, and it did not
+            return SystemFailure(
+                f"the run {self._path.parent} is still being trained by {_name(owner)}, an earlier start of this job "
+                f"{self._owner['job']}, which {why}; run again when it has ended"
+            )
         return UserError(
             f"the run {self._path.parent} is being trained by {_name(owner)}, which {why}; stop it first, or choose "
             "another --workdir"

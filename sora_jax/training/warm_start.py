@@ -8,7 +8,7 @@ import jax
 
 from data_pipeline.errors import UserError
 from sora_jax.parallel import path_of
-from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes, verify
+from sora_jax.training.checkpoint import find_verified, load_parts, saved_shapes
 from sora_jax.training.step import TrainState
 
 
@@ -50,8 +50,7 @@ def warm_start(reference: str, state: TrainState) -> tuple[TrainState, WarmStart
     Raises UserError for a run or step that is not there, a damaged checkpoint, or one that shares no parameter.
     """
     run, step = parse_reference(reference)
-    path = find_checkpoint(run, step)
-    verify(path)
+    path = find_verified(run, step)
     params, report = _load_part(path, "params", state.params, f"{run}@{path.name}")
     ema, _ = _load_part(path, "ema", state.ema, report.source)
     if not report.loaded:

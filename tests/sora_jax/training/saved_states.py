@@ -1,11 +1,14 @@
 """States with known values, and runs that have saved them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 
 from sora_jax.parallel import state_shardings
 from sora_jax.training.checkpoint import Checkpoints, Retention, describe_run
 from sora_jax.training.step import TrainState
+from sora_jax.training.tiers import open_fast_tier
 
 
 def state_of(size: int = 64, value: float = 0.0) -> TrainState:
@@ -34,3 +37,22 @@ def save_all(run_dir, steps, keep_last=3, size=64) -> None:
 
 def biggest_file(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def make_run_with_fast_tier(folder):
+    """A run directory in `folder`, with an id and a fast tier beside it."""
+    run = folder / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"id": "abc"}))
+    (run / "config.json").write_text(json.dumps({"train": {"fast_dir": str(folder / "fast")}}))
+    return run
+
+
+def save_in_two_tiers(run, steps, durable_every, last=()) -> None:
+    tier = open_fast_tier(str(run.parent / "fast"), run)
+    with Checkpoints(
+        run, Retention(2), describe_run({}, {}), fast_tier=tier, durable_every=durable_every
+    ) as checkpoints:
+        for step in steps:
+            checkpoints.save(state_of(8, step), step, {}, last=step in last)
+            checkpoints.wait()

@@ -115,6 +115,10 @@ def test_a_save_that_failed_by_a_lost_process_is_no_user_s_error():
     failed = UserError("saving into runs/x failed")
     failed.__cause__ = jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
     assert _verdict(failed)[0] == EXIT_HOST_LOST
+    failed.__cause__ = ValueError("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer")
+    assert _verdict(failed)[0] == EXIT_HOST_LOST
+    failed.__cause__ = ValueError("the connection's name is 3 letters long")
+    assert _verdict(failed)[0] == 2
 
 
 def test_a_wrong_coordinator_is_an_error_on_one_line(repository, tmp_path):

@@ -1,6 +1,5 @@
 """Where a run starts: two tiers, a tier that is lost, a damaged step, `--from_step`."""
 
-import json
 import shutil
 
 import jax
@@ -14,27 +13,21 @@ from sora_jax.training.manifest import verify
 from sora_jax.training.resume import choose_start, open_together, read_starts, record_start
 from sora_jax.training.step_folders import set_aside
 from sora_jax.training.tiers import fast_tier, known_steps, open_fast_tier
-from tests.sora_jax.training.saved_states import abstract_of, biggest_file, save_all, state_of
+from tests.sora_jax.training.saved_states import (
+    abstract_of,
+    biggest_file,
+    make_run_with_fast_tier,
+    save_all,
+    save_in_two_tiers,
+    state_of,
+)
 
 DESCRIPTION = {"code": "1", "environment": {"command": "x"}}
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A run directory with an id and a fast tier beside it."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"id": "abc"}))
-    (folder / "config.json").write_text(json.dumps({"train": {"fast_dir": str(tmp_path / "fast")}}))
-    return folder
-
-
-def save_in_two_tiers(run, steps, durable_every, last=()) -> None:
-    tier = open_fast_tier(str(run.parent / "fast"), run)
-    with Checkpoints(run, Retention(2), {}, fast_tier=tier, durable_every=durable_every) as checkpoints:
-        for step in steps:
-            checkpoints.save(state_of(8, step), step, {}, last=step in last)
-            checkpoints.wait()
+    return make_run_with_fast_tier(tmp_path)
 
 
 def restore(run, step):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import SystemFailure, UserError
 from sora_jax.training.run_lock import LOCK, RunLock
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,8 +26,8 @@ with RunLock(Path(sys.argv[1]), heartbeat_s=0.1, stale_s=0.5):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that owns the run in `tmp_path`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    """A process of Slurm's job 17 that owns the run in `tmp_path`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "17"}
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         env=environment,
@@ -90,3 +90,13 @@ def test_a_lock_that_says_nothing_is_taken_over(tmp_path):
     (tmp_path / LOCK).write_text("")
     with RunLock(tmp_path, heartbeat_s=0.1, stale_s=0.2):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_requeued_job_whose_last_start_still_lives_is_worth_another_start(holder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with pytest.raises(SystemFailure, match=f"process {holder.pid} on .*, an earlier start of this job 17"):
+        RunLock(tmp_path).__enter__()
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    with pytest.raises(UserError, match="stop it first") as caught:
+        RunLock(tmp_path).__enter__()
+    assert not isinstance(caught.value, SystemFailure)

@@ -1,6 +1,5 @@
 """Whatever reads a run finds the newest committed step of either tier."""
 
-import json
 import shutil
 
 import jax
@@ -8,25 +7,17 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from sora_jax.training.checkpoint import Checkpoints, Retention, describe_run, find_checkpoint, load_params
+from sora_jax.training.checkpoint import find_checkpoint, load_params
 from sora_jax.training.interchange import export_run
-from sora_jax.training.tiers import open_fast_tier
 from sora_jax.training.warm_start import warm_start
-from tests.sora_jax.training.saved_states import state_of
+from tests.sora_jax.training.saved_states import biggest_file, make_run_with_fast_tier, save_in_two_tiers, state_of
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run whose fast tier has the steps 2 and 3, and its directory step 2."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"id": "abc"}))
-    (folder / "config.json").write_text(json.dumps({"train": {"fast_dir": str(tmp_path / "fast")}}))
-    tier = open_fast_tier(str(tmp_path / "fast"), folder)
-    with Checkpoints(folder, Retention(2), describe_run({}, {}), fast_tier=tier, durable_every=2) as checkpoints:
-        for step in (1, 2, 3):
-            checkpoints.save(state_of(8, step), step, {})
-            checkpoints.wait()
+    folder = make_run_with_fast_tier(tmp_path)
+    save_in_two_tiers(folder, (1, 2, 3), durable_every=2)
     return folder
 
 
@@ -50,3 +41,14 @@ def test_a_step_that_is_nowhere_is_said_to_be_in_neither(run):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match=r"no committed checkpoint yet in .*which is not there"):
         find_checkpoint(run)
+
+
+def test_readers_take_the_good_copy_of_a_step_of_which_one_is_damaged(run, caplog):
+    biggest_file(run / "checkpoints" / "2" / "ema").write_bytes(b"")
+    assert find_checkpoint(run, 2).parts[-3] == "run"
+    assert load_params(run, 2).step == export_run(run, run.parent / "x.safetensors", 2)["step"] == 2
+    assert f"the checkpoint {run}/checkpoints/2 is damaged: it has a file" in caplog.text
+    fast = run.parent / "fast" / "abc" / "checkpoints"
+    biggest_file(fast / "3" / "ema").write_bytes(b"")  # the only copy of step 3
+    with pytest.raises(UserError, match=rf"{fast}/3 is damaged: .*step 2; .* --workdir {run} --from_step 2"):
+        load_params(run)
