@@ -14,6 +14,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.latents import Encoding, WindowConfig, encode_latents, estimate_statistics
 from data_pipeline.shards import ShardReader
 from sora_jax.models.codec import Codec, load_codec
+from sora_jax.models.tiling import Tiling
 from sora_jax.training.trained_codec import is_run, newest_codec
 
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short_side", type=int, default=0, help="scale down to this short side; 0 keeps the size")
     parser.add_argument("--fps", type=float, default=0.0, help="resample to this rate at most; 0 keeps the rate")
     parser.add_argument("--latent_multiple", type=int, default=1, help="crop sides to multiples of this many latents")
+    parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--batch_size", type=int, default=16, help="windows of one shape that are encoded at once")
 
 
@@ -32,6 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     windows = WindowConfig(args.max_frames, args.short_side, args.fps, args.latent_multiple, args.batch_size)
     reader = ShardReader(args.data, kind="clip")
     codec = find_or_export(args.autoencoder, reader, windows)
+    codec = dataclasses.replace(codec, tiling=Tiling.of_option(args.tile, codec.config.spatial_compression))
     encoding = Encoding(
         encode=codec.encode,
         temporal_compression=codec.config.temporal_compression,

@@ -5,10 +5,12 @@
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
 the autoencoder (the best that samples can look), and chance. `reconstruction`: PSNR, SSIM and flicker on held-out
-clips, and LPIPS with the weights that lie in a folder (docs/autoencoder.md).
+clips with a sheet of each, what each channel of the latents carries, and LPIPS with the weights that lie in a folder
+(docs/autoencoder.md).
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -21,15 +23,19 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.errors import UserError, from_os_error
-from sora_jax.evaluation.figures import frame_strip
+from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
+from sora_jax.evaluation.latent_health import draw_health
 from sora_jax.evaluation.obedience import Judged, chance, judge_video, tally
 from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
 from sora_jax.evaluation.reconstruction import Reconstruction, lpips_of_pairs, reconstruct
 from sora_jax.models.lpips_weights import load_lpips
+from sora_jax.models.tiling import Tiling
 from sora_jax.training.trained_codec import codec_to_measure
 
 NUM_EXAMPLES = 6
+LISTS = ("samples", "clips")
+"""What is written to `--out` alone: a row for each video."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--real", type=Path, required=True, metavar="DIR", help="clip shards, from `sora-jax data build`"
     )
     parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="a trained autoencoder's run or export")
+    parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--lpips", type=Path, metavar="DIR", help="the published weights of LPIPS: measures it too")
     parser.add_argument("--lpips_net", default="vgg", help="its backbone: alex, vgg or squeeze (default: %(default)s)")
     parser.add_argument("--split", default="heldout", help="which clips of --real (default: %(default)s)")
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     except OSError as error:
         raise from_os_error(error, f"writing {args.out}") from error
-    return {name: value for name, value in result.items() if name != "samples"} | {"out": str(args.out)}
+    return {name: value for name, value in result.items() if name not in LISTS} | {"out": str(args.out)}
 
 
 def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
     groups = {"generated": tally(judged), "real": tally(judge_all(real, len(real), vocabulary, "real clips"))}
     result: dict[str, Any] = {"generated": str(args.generated), "num_samples": len(judged)}
     if args.autoencoder is not None:
-        pairs = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
+        pairs, _ = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
         decoded = [(caption, pair.decoded) for (caption, _), pair in zip(real, pairs, strict=True)]
         groups["autoencoded"] = tally(judge_all(decoded, len(decoded), vocabulary, "reconstructions"))
         result |= describe_reconstructions([caption for caption, _ in real], pairs, args.out)
@@ -94,18 +101,25 @@ def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
-    """PSNR, SSIM, flicker, and LPIPS if asked for, of an autoencoder on real clips."""
+    """PSNR, SSIM, flicker, and LPIPS if asked for, of an autoencoder on real clips; and the health of its latents."""
     if args.autoencoder is None:
         raise UserError("--metric reconstruction needs --autoencoder RUN, a trained autoencoder's run or export")
     loaded = load_lpips(args.lpips_net, args.lpips) if args.lpips else None
     real = _real(args)
-    pairs = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
-    result = describe_reconstructions([caption for caption, _ in real], pairs, args.out)
+    codec = codec_to_measure(args.autoencoder)
+    codec = dataclasses.replace(codec, tiling=Tiling.of_option(args.tile, codec.config.spatial_compression))
+    pairs, health = reconstruct(codec, [frames for _, frames in real])
+    captions = [caption for caption, _ in real]
+    result = describe_reconstructions(captions, pairs, args.out)
+    result["latents"] = health.describe() | {"figure": f"{frames_folder(args.out).name}/latents.png"}
+    draw_health(result["latents"], args.out.parent / result["latents"]["figure"])
+    rows = describe_clips(captions, pairs, args.out)
     if loaded is not None:
         distances = lpips_of_pairs(loaded, pairs)
+        rows = [row | {"lpips": distance} for row, distance in zip(rows, distances, strict=True)]
         result["reconstruction"]["lpips"] = float(np.mean(distances))
         result["reconstruction"]["lpips_weights"] = {"net": loaded.net, "fingerprint": loaded.fingerprint}
-    return result
+    return result | {"clips": rows}
 
 
 METRICS = {"probes": measure_probes, "reconstruction": measure_reconstruction}
@@ -122,7 +136,7 @@ def _real(args: argparse.Namespace) -> list[Captioned]:
 
 def describe_reconstructions(captions: Sequence[str], pairs: Sequence[Reconstruction], out: Path) -> dict[str, Any]:
     """Mean PSNR, SSIM and flicker, and a few examples as strips of frames in a folder beside `out`."""
-    folder = out.with_suffix("").with_name(f"{out.stem}_frames")
+    folder = frames_folder(out)
     examples = []
     folder.mkdir(parents=True, exist_ok=True)
     long = [i for i, pair in enumerate(pairs) if len(pair.original) > 1] or list(range(len(pairs)))
@@ -144,6 +158,31 @@ def describe_reconstructions(captions: Sequence[str], pairs: Sequence[Reconstruc
             "examples": examples,
         }
     }
+
+
+def describe_clips(captions: Sequence[str], pairs: Sequence[Reconstruction], out: Path) -> list[dict[str, Any]]:
+    """Each clip's own numbers, and the sheet that shows it: its frames, the decoded ones, and the error."""
+    folder = frames_folder(out) / "clips"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, (caption, pair) in enumerate(zip(captions, pairs, strict=True)):
+        Image.fromarray(comparison_sheet(pair.original, pair.decoded)).save(folder / f"{i:04d}.png")
+        rows.append(
+            {
+                "caption": caption,
+                "sheet": f"{folder.parent.name}/clips/{i:04d}.png",
+                "frames": len(pair.original),
+                "psnr_db": pair.psnr_db,
+                "ssim": pair.ssim,
+                "flicker": pair.flicker,
+            }
+        )
+    return rows
+
+
+def frames_folder(out: Path) -> Path:
+    """Where the pictures of the evaluation in the file `out` are."""
+    return out.with_name(f"{out.stem}_frames")
 
 
 def _progress(items: Iterable, total: int, description: str) -> Iterable:

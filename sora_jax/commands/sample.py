@@ -1,6 +1,7 @@
 """`sora-jax sample`: text to video or image, from a trained run."""
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, Generator, Request
 from sora_jax.models.codec import load_codec
+from sora_jax.models.tiling import Tiling
 from sora_jax.objectives.diffusion import model_config, stream_config
 from sora_jax.training.checkpoint import load_params
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters instead of their EMA")
     parser.add_argument("--latents", type=Path, help="the latents' folder, if it has moved since training")
+    parser.add_argument("--tile", type=int, default=0, help="decode frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--rows_per_batch", type=int, default=8, help="packed rows that are sampled at once")
 
 
@@ -76,6 +79,7 @@ def load_run(args: argparse.Namespace) -> tuple[Generator, Any, dict[str, Any], 
         raise UserError(f"the run's latents are not at {latents}; say where they are with --latents")
     codec, tokenizer = load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model")
     codec.check_fingerprint(loaded.fingerprints["autoencoder"], latents)
+    codec = dataclasses.replace(codec, tiling=Tiling.of_option(args.tile, codec.config.spatial_compression))
     if tokenizer.fingerprint != loaded.fingerprints["tokenizer"]:
         raise UserError(
             f"{latents} holds tokenizer {tokenizer.fingerprint[:12]}, but the run was trained with "

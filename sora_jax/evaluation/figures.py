@@ -20,6 +20,7 @@ INK = "#010203"
 # Legible on white and on near-black alike (Okabe and Ito's colour-blind-safe set).
 SERIES = ("#0f8bd9", "#e08214", "#12a37f", "#cc5fa5", "#8f7ee6", "#c9a400", "#e0564f")
 STRIP_GAP_PIXELS = 2
+ERROR_GAIN = 4
 
 
 def data_uri(path: Path) -> str:
@@ -38,6 +39,16 @@ def frame_strip(frames: UInt8[np.ndarray, "T Y X 3"], num_frames: int = 5) -> UI
         strip[:, left : left + width, :3] = frame
         strip[:, left : left + width, 3] = 255
     return strip
+
+
+def comparison_sheet(
+    original: UInt8[np.ndarray, "T Y X 3"], decoded: UInt8[np.ndarray, "T Y X 3"]
+) -> UInt8[np.ndarray, "y x 4"]:
+    """A clip's frames, what was made of them below, and the error below that, `ERROR_GAIN` times as large."""
+    error = np.abs(decoded.astype(np.int16) - original) * ERROR_GAIN
+    strips = [frame_strip(frames) for frames in (original, decoded, np.minimum(error, 255).astype(np.uint8))]
+    gap = np.zeros((STRIP_GAP_PIXELS, *strips[0].shape[1:]), np.uint8)
+    return np.concatenate([strips[0], gap, strips[1], gap, strips[2]])
 
 
 def png_uri(image: UInt8[np.ndarray, "y x c"]) -> str:

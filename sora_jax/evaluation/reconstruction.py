@@ -18,6 +18,8 @@ from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
 from data_pipeline.errors import UserError
+from sora_jax.evaluation.latent_health import LatentHealth
+from sora_jax.models.autoencoder import Posterior
 from sora_jax.models.codec import Codec, to_float
 from sora_jax.models.lpips import lpips
 from sora_jax.models.lpips_weights import Lpips
@@ -105,9 +107,9 @@ def to_legal(
 
 def reconstruct(
     codec: Codec, clips: Sequence[UInt8[np.ndarray, "_ _ _ 3"]], batch_rows: int = 8
-) -> list[Reconstruction]:
+) -> tuple[list[Reconstruction], LatentHealth]:
     """Encodes and decodes clips `[T, Y, X, 3]` of any shapes, made legal first; the order is kept."""
-    config = codec.config
+    config, health = codec.config, LatentHealth(len(codec.latent_mean))
     legal = [to_legal(clip, config.temporal_compression, config.spatial_compression) for clip in clips]
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, clip in enumerate(legal):
@@ -118,6 +120,8 @@ def reconstruct(
             chosen = members[start : start + batch_rows]
             # a last, smaller batch would compile anew: it is filled up with copies of its first clip
             rows = chosen + [chosen[0]] * (batch_rows - len(chosen))
-            decoded = codec.decode(codec.encode(np.stack([legal[i] for i in rows])))
+            posterior = codec.posterior(np.stack([legal[i] for i in rows]))
+            health.add(Posterior(*(x[: len(chosen)] for x in posterior)))
+            decoded = codec.decode(posterior.mean)
             found.update((i, Reconstruction(legal[i], decoded[row])) for row, i in enumerate(chosen))
-    return [found[i] for i in range(len(legal))]
+    return [found[i] for i in range(len(legal))], health

@@ -33,12 +33,16 @@ CHUNK_LATENTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """Frozen autoencoder weights with the statistics `[C]` of the latents that they make."""
+    """Frozen autoencoder weights with the statistics `[C]` of the latents that they make.
+
+    With `tiling`, every frame is coded in tiles; it is how latents are made, not what they are, and is not saved.
+    """
 
     config: AutoencoderConfig
     params: dict[str, Any]
     latent_mean: Float32[np.ndarray, " C"]
     latent_std: Float32[np.ndarray, " C"]
+    tiling: Tiling | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -55,34 +59,30 @@ class Codec:
                 "put that autoencoder there, or encode the clips again"
             )
 
-    def encode(
-        self, video: UInt8[np.ndarray, "B T Y X 3"], tiling: Tiling | None = None
-    ) -> Float32[np.ndarray, "B F H W C"]:
-        """Raw posterior means of whole videos, chunk by chunk, each frame whole or in tiles.
+    def encode(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Float32[np.ndarray, "B F H W C"]:
+        """Raw posterior means of whole videos, chunk by chunk. Raises UserError for an illegal shape."""
+        return self.posterior(video).mean
 
-        Raises UserError for an illegal shape.
-        """
+    def posterior(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Posterior:
+        """As `encode`, with the log-variances."""
         self.config.latent_shape(*video.shape[1:4])
-        step, cache, means = CHUNK_LATENTS * self.config.temporal_compression, [], []
-        if tiling is not None:
-            return np.concatenate(list(self._encode_tiled(video, tiling, step)), axis=1)
-        for start, end in _chunks(video.shape[1], step):
-            mean, cache = _encode(self.config, self.params, video[:, start:end], cache)
-            means.append(np.asarray(mean))
-        return np.concatenate(means, axis=1)
+        step, cache, parts = CHUNK_LATENTS * self.config.temporal_compression, [], []
+        if self.tiling is not None:
+            parts = list(self._encode_tiled(video, self.tiling, step))
+        else:
+            for start, end in _chunks(video.shape[1], step):
+                part, cache = _encode(self.config, self.params, video[:, start:end], cache)
+                parts.append(jax.device_get(part))
+        return Posterior(*np.split(np.concatenate(parts, axis=1), 2, axis=-1))
 
-    def decode(
-        self, latents: Float[np.ndarray, "B F H W C"], tiling: Tiling | None = None
-    ) -> UInt8[np.ndarray, "B T Y X 3"]:
-        """Whole videos from raw (not normalised) latents, chunk by chunk, each frame whole or in tiles."""
-        return np.concatenate(list(self.decode_chunks(latents, tiling)), axis=1)
+    def decode(self, latents: Float[np.ndarray, "B F H W C"]) -> UInt8[np.ndarray, "B T Y X 3"]:
+        """Whole videos from raw (not normalised) latents, chunk by chunk."""
+        return np.concatenate(list(self.decode_chunks(latents)), axis=1)
 
-    def decode_chunks(
-        self, latents: Float[np.ndarray, "B F H W C"], tiling: Tiling | None = None
-    ) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
+    def decode_chunks(self, latents: Float[np.ndarray, "B F H W C"]) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
         """As `decode`, a few latents' frames at a time."""
-        if tiling is not None:
-            yield from self._decode_tiled(latents, tiling)
+        if self.tiling is not None:
+            yield from self._decode_tiled(latents, self.tiling)
             return
         cache: list[jax.Array] = []
         for start, end in _chunks(latents.shape[1], CHUNK_LATENTS):
@@ -91,8 +91,8 @@ class Codec:
 
     def _encode_tiled(
         self, video: UInt8[np.ndarray, "B T Y X 3"], tiling: Tiling, step: int
-    ) -> Iterator[Float32[np.ndarray, "B F H W C"]]:
-        """Chunk by chunk; the tiles' caches wait on the host, so that the device holds one tile of one chunk."""
+    ) -> Iterator[Float32[np.ndarray, "B F H W 2C"]]:
+        """Chunk by chunk, means and log-variances; the tiles' caches wait on the host: the device holds one tile."""
         scale = self.config.spatial_compression
         tiling.check(scale)
         height, width = (n // scale for n in video.shape[2:4])
@@ -102,8 +102,8 @@ class Codec:
             blend = Blend(tiling.overlap // scale, -(-self.config.spatial_reach // scale))
             for i, place in enumerate(places):
                 part = place.scaled(scale).cut(video[:, start:end])
-                mean, caches[i] = jax.device_get(_encode(self.config, self.params, part, caches[i]))
-                blend.add(place, mean)
+                moments, caches[i] = jax.device_get(_encode(self.config, self.params, part, caches[i]))
+                blend.add(place, moments)
             yield blend.mean()
 
     def _decode_tiled(
@@ -191,7 +191,7 @@ def _definition(config: AutoencoderConfig) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config, params, video, cache):
     posterior, cache = apply(config, params).encode(to_float(video), cache)
-    return Posterior(*posterior).mean, cache
+    return jnp.concatenate(posterior, axis=-1), cache
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -23,6 +23,19 @@ class Tiling:
     tile: int = 512
     overlap: int = 128
 
+    @classmethod
+    def of_option(cls, tile: int, compression: int) -> "Tiling | None":
+        """`--tile`: tiles of so many pixels that overlap by a quarter, or none for 0.
+
+        Raises UserError for a size that does not fit the autoencoder's compression.
+        """
+        if tile == 0:
+            return None
+        if tile < 4 * compression or tile % (4 * compression):
+            near = 4 * compression * max(1, round(tile / (4 * compression)))
+            raise UserError(f"--tile is {tile}, but must be a multiple of {4 * compression} pixels, such as {near}")
+        return cls(tile, tile // 4)
+
     def check(self, compression: int) -> None:
         """Raises UserError for tiles that do not fit the autoencoder's compression, or do not advance."""
         if self.tile % compression or self.overlap % compression or not 0 <= self.overlap <= self.tile // 2:

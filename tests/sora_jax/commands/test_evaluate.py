@@ -89,9 +89,15 @@ def test_exchanged_prompts_score_at_chance(world, capsys):
 def test_reconstruction_is_measured(world, capsys):
     out = world / "reconstruction.json"
     words = ("--real", world / "clips", "--autoencoder", world / "autoencoder", "--num_real", 8, "--out", out)
-    found = _run(capsys, "evaluate", "--metric", "reconstruction", *words)["reconstruction"]
+    whole = _run(capsys, "evaluate", "--metric", "reconstruction", *words)
+    found, written = whole["reconstruction"], json.loads(out.read_text())
     assert found["num_clips"] == 8 and found["flicker"] >= 0 and 0 < found["psnr_db"] < 40 and -1 <= found["ssim"] <= 1
     assert all((world / example["decoded"]).is_file() for example in found["examples"])
+    assert (world / whole["latents"]["figure"]).is_file() and len(whole["latents"]["kl_nats"]) == 4
+    assert len(written["clips"]) == 8 and all((world / clip["sheet"]).is_file() for clip in written["clips"])
+    assert np.mean([clip["psnr_db"] for clip in written["clips"]]) == pytest.approx(found["psnr_db"])
+    tiled = _run(capsys, "evaluate", "--metric", "reconstruction", "--tile", 32, *words)["reconstruction"]
+    assert tiled["psnr_db"] == pytest.approx(found["psnr_db"], abs=0.05)
 
 
 def test_reconstruction_is_measured_by_lpips_too(world, shared_data, capsys):
@@ -112,6 +118,7 @@ def test_reconstruction_is_measured_by_lpips_too(world, shared_data, capsys):
         ("--metric reconstruction --autoencoder {w}/clips --real {w}/clips", "autoencoder.json"),
         ("--metric probes --generated {w}/samples --real {w}/clips --split test", "train, heldout"),
         ("--metric reconstruction --autoencoder {w}/autoencoder --real {w}/clips --lpips {w}", "holds no lpips_"),
+        ("--metric reconstruction --autoencoder {w}/autoencoder --real {w}/clips --tile 20", "--tile is 20"),
         ("--metric probes --generated {w}/samples --real {w}/clips --num_real 0", "--num_real is 0"),
     ],
 )

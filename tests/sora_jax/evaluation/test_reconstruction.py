@@ -1,12 +1,16 @@
-"""PSNR and SSIM against their definitions; reconstruction keeps order and shapes."""
+"""PSNR, SSIM and the latents' health against their definitions; reconstruction keeps order and shapes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipeline.errors import UserError
+from sora_jax.evaluation.figures import comparison_sheet
+from sora_jax.evaluation.latent_health import LatentHealth, draw_health
 from sora_jax.evaluation.reconstruction import MAX_PSNR_DB, flicker, psnr_db, reconstruct, ssim, to_legal
-from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
+from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, Stage, VideoAutoencoder
 from sora_jax.models.codec import Codec
 from sora_jax.models.layers import initialise
 
@@ -73,8 +77,36 @@ def test_reconstruction_keeps_the_order_of_mixed_shapes():
     params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
     codec = Codec(config, params, np.zeros(4, np.float32), np.ones(4, np.float32))
     clips = [_video(5, 16, 16, seed=i) if i % 2 else _video(1, 16, 24, seed=i) for i in range(5)]
-    pairs = reconstruct(codec, clips, batch_rows=2)
+    pairs, _ = reconstruct(codec, clips, batch_rows=2)
     for clip, pair in zip(clips, pairs, strict=True):
         np.testing.assert_array_equal(pair.original, clip)
         alone = codec.decode(codec.encode(clip[None]))[0]
         assert np.abs(pair.decoded.astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_the_health_of_latents_is_that_of_all_positions_and_dead_channels_are_named(tmp_path):
+    """Channel 1 sees nothing, and channel 2's posterior is the unit Gaussian wherever it is."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(2.0, 3.0, (3, 2, 4, 4, 3)).astype(np.float32)
+    log_variance = rng.normal(-2.0, 0.1, mean.shape).astype(np.float32)
+    mean[..., 1], mean[..., 2], log_variance[..., 2] = 0.5, 0.0, 0.0
+    health = LatentHealth(3)
+    for part in (slice(0, 1), slice(1, 3)):
+        health.add(Posterior(jnp.asarray(mean[part]), jnp.asarray(log_variance[part])))
+    found = health.describe()
+    assert found["num_positions"] == 3 * 2 * 4 * 4 and found["dead_channels"] == [1, 2]
+    np.testing.assert_allclose(found["mean"], mean.mean((0, 1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(found["deviation"], mean.std((0, 1, 2, 3)), rtol=1e-5, atol=1e-6)
+    kl = 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance)
+    np.testing.assert_allclose(found["kl_nats"], kl.mean((0, 1, 2, 3)), rtol=1e-5, atol=1e-7)
+    assert found["noise_deviation"][2] == 1.0
+    draw_health(found, tmp_path / "health.png")
+    with Image.open(tmp_path / "health.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_a_sheet_shows_the_clip_what_was_made_of_it_and_the_error():
+    clip = np.full((9, 16, 24, 3), 100, np.uint8)
+    sheet = comparison_sheet(clip, clip - 10)
+    assert sheet.shape == (3 * 16 + 2 * 2, 5 * 24 + 4 * 2, 4)
+    assert [int(sheet[row, 0, 0]) for row in (0, 18, 36)] == [100, 90, 40]

@@ -1,5 +1,7 @@
 """Tiles equal the whole frame where they overlap by twice the network's reach, and nearly so where by less."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,10 @@ def codec() -> Codec:
     return Codec(CONFIG, noisy, np.zeros(4, np.float32), np.ones(4, np.float32))
 
 
+def tiled(codec: Codec, tile: int, overlap: int) -> Codec:
+    return dataclasses.replace(codec, tiling=Tiling(tile, overlap))
+
+
 @pytest.fixture(scope="module")
 def video() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (1, 11, 80, 136, 3), np.uint8)
@@ -44,22 +50,21 @@ def test_the_reach_is_how_far_a_latent_sees(codec, video):
 
 def test_tiles_equal_the_whole(codec, video):
     whole = codec.encode(video)
-    errors = {o: np.abs(codec.encode(video, Tiling(64, o)) - whole).max() for o in (0, 16, 32)}
+    errors = {o: np.abs(tiled(codec, 64, o).encode(video) - whole).max() for o in (0, 16, 32)}
     assert errors[32] < 1e-5 < errors[16] < errors[0]
     pixels = codec.decode(whole).astype(int)
-    errors = {o: np.abs(codec.decode(whole, Tiling(64, o)).astype(int) - pixels) for o in (0, 8, 32)}
+    errors = {o: np.abs(tiled(codec, 64, o).decode(whole).astype(int) - pixels) for o in (0, 8, 32)}
     assert errors[32].max() <= 1  # one level, where rounding to 8 bits falls the other way
     assert errors[32].mean() < 1e-3 < errors[8].mean() < errors[0].mean()
 
 
 def test_memory_does_not_grow_with_the_frame(codec, video):
     """A larger frame of the same tiles runs no new program: the device holds one tile of one chunk."""
-    tiling = Tiling(48, 16)
-    latents = codec.encode(video, tiling)
-    codec.decode(latents, tiling)
+    codec = tiled(codec, 48, 16)
+    codec.decode(codec.encode(video))
     programs = codec_module._encode._cache_size(), codec_module._decode_float._cache_size()
     wide = np.concatenate([video, video], axis=3)
-    codec.decode(codec.encode(wide, tiling), tiling)
+    codec.decode(codec.encode(wide))
     assert (codec_module._encode._cache_size(), codec_module._decode_float._cache_size()) == programs
 
 
@@ -75,7 +80,7 @@ def test_shares_add_up_to_one_everywhere(height, width, overlap):
     assert len(shapes) == 1  # one program
 
 
-@pytest.mark.parametrize("tiling", [Tiling(60, 16), Tiling(64, 12), Tiling(64, 40), Tiling(64, -8)])
-def test_tiles_that_do_not_fit_are_an_error(codec, video, tiling):
-    with pytest.raises(UserError, match=f"tiles of {tiling.tile} pixels that overlap by {tiling.overlap}"):
-        codec.encode(video[:, :1], tiling)
+@pytest.mark.parametrize("tile, overlap", [(60, 16), (64, 12), (64, 40), (64, -8)])
+def test_tiles_that_do_not_fit_are_an_error(codec, video, tile, overlap):
+    with pytest.raises(UserError, match=f"tiles of {tile} pixels that overlap by {overlap}"):
+        tiled(codec, tile, overlap).encode(video[:, :1])
