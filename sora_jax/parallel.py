@@ -183,6 +183,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def put_frozen(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays that every process has whole, laid out as parameters are: each device gets its shard alone."""
+    shardings = state_shardings(tree, mesh)
+    return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), tree, shardings)
+
+
 def on_local_devices(tree: Any) -> tuple[Any, Mesh]:
     """Parameters that several processes hold, whole on this process's own devices, and the mesh of these.
 

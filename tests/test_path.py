@@ -25,8 +25,10 @@ from data_pipeline.video_io import decode
 from sora_jax.commands.encode import find_or_export
 from sora_jax.commands.main import main
 from sora_jax.models.codec import load_codec
+from sora_jax.models.t5_files import load_t5
 from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes
 from sora_jax.training.trained_codec import codec_to_measure
+from tests.sora_jax.models.published_t5 import describe, tensors, write
 
 AUTOENCODER = (
     "--config.train.num_steps=6",
@@ -304,3 +306,60 @@ def reached(workdir: Path) -> int:
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return max((json.loads(line).get("step", 0) for line in lines if line.endswith("}")), default=0)
+
+
+FROZEN_TEXT = """
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(
+        path="", row_tokens=96, row_text=64, row_segments=4, patch_size=(1, 1, 1), reference_latent_rate=2.0
+    )
+    config.model = dict(width=32, depth=2, num_heads=2, text_encoder=dict(path="", dtype="float32"))
+    config.optim = dict(optimizer="adamw")
+    config.train = dict(
+        task="diffusion", num_steps=4, batch_rows=8, eval_every=4, eval_batches=1, preview_every=4, mesh={"fsdp": 8}
+    )
+    config.preview = dict(
+        prompts=("a red circle moves left",), sampling=dict(num_steps=2, guidance=3.0, solver="euler")
+    )
+    return config
+"""
+
+
+def test_a_frozen_text_encoder_takes_the_place_of_the_trained_one(world, tmp_path, capsys):
+    """Trained with, evaluated, previewed, resumed and sampled from; another encoder or tokenizer is refused."""
+    config = describe("umt5", vocab_size=9_000)
+    folder, run_dir = write(tmp_path / "umt5", config, tensors(config)), tmp_path / "run"
+    shutil.copy(world / "latents/tokenizer.model", folder / "spiece.model")
+    (tmp_path / "config.py").write_text(FROZEN_TEXT)
+    options = (f"--config.data.path={world / 'latents'}", f"--config.model.text_encoder.path={folder}")
+    train = ("train", "--config", tmp_path / "config.py", "--workdir", run_dir, *options)
+    assert run(*train) == 0, capsys.readouterr().err
+    assert run(*train, "--config.train.num_steps=6") == 0, capsys.readouterr().err
+    assert json.loads((run_dir / "run.json").read_text())["fingerprints"]["text_encoder"] == load_t5(folder).fingerprint
+    names = saved_shapes(find_checkpoint(run_dir), "params")["dit"]
+    assert "text_in" in names and "text_encoder" not in names, "a frozen network is not in the checkpoint"
+    assert len(list((run_dir / "previews").iterdir())) == 2
+    sample = (
+        "sample",
+        "--run",
+        run_dir,
+        "--prompt",
+        "a red circle moves left",
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "a.gif",
+    )
+    assert run(*sample) == 0, capsys.readouterr().err
+    moved = folder.rename(tmp_path / "moved")
+    assert run(*sample) == 2 and "holds no text encoder" in capsys.readouterr().err
+    assert run(*sample, "--text_encoder", moved) == 0, capsys.readouterr().err
+    write(moved, config, tensors(config, seed=1))
+    assert run(*sample, "--text_encoder", moved) == 2 and "but the run was trained with" in capsys.readouterr().err
+    with (moved / "spiece.model").open("ab") as file:
+        file.write(b"\x1a\x00")  # an empty field: another file, the same model
+    assert run(*sample, "--text_encoder", moved) == 2 and "was tokenized with" in capsys.readouterr().err

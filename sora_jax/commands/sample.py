@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import Progress
 
@@ -19,8 +20,9 @@ from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, Generator, Request
 from sora_jax.models.codec import load_codec
 from sora_jax.models.tiling import Tiling
-from sora_jax.objectives.diffusion import model_config, stream_config
+from sora_jax.objectives.diffusion import load_text_encoder, model_config, stream_config
 from sora_jax.training.checkpoint import load_params
+from sora_jax.types import Frozen
 
 ENDINGS = ("mp4", "webm", "gif", "png")
 
@@ -43,13 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="use the raw parameters instead of their EMA")
     parser.add_argument("--latents", type=Path, help="the latents' folder, if it has moved since training")
     parser.add_argument("--tile", type=int, default=0, help="decode frames in tiles of so many pixels; 0: whole")
+    parser.add_argument("--text_encoder", type=Path, help="the frozen text encoder's folder, if it has moved")
     parser.add_argument("--rows_per_batch", type=int, default=8, help="packed rows that are sampled at once")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     sampling = SamplingConfig(args.steps, args.guidance, args.solver)
     prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts)
-    generator, params, preview, step = load_run(args)
+    generator, params, frozen, preview, step = load_run(args)
     requests = make_requests(prompts, args, preview)
     files = [args.out] if args.prompt is not None else name_files(args.out, prompts, args.format)
     check_endings(files, requests)
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     written: list[dict[str, Any]] = [{} for _ in requests]
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("sampling", total=len(requests))
-        for number, frames in generator.generate(params, requests, sampling, args.rows_per_batch):
+        for number, frames in generator.generate(params, frozen, requests, sampling, args.rows_per_batch):
             request, path = requests[number], files[number]
             write_video(path, frames, request.fps)
             written[number] = describe(request, path, sampling, step)
@@ -69,8 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"samples": len(written), "out": str(args.out), "step": step}
 
 
-def load_run(args: argparse.Namespace) -> tuple[Generator, Any, dict[str, Any], int]:
-    """The run's generator, its parameters, its preview's settings and the checkpoint's step."""
+def load_run(args: argparse.Namespace) -> tuple[Generator, Any, Frozen, dict[str, Any], int]:
+    """The run's generator, its parameters, its frozen networks, its preview's settings and the checkpoint's step."""
     loaded = load_params(args.run, args.step, ema=not args.raw)
     if "dit" not in loaded.params:
         raise UserError(f"{args.run} is no generator's run: it trained {', '.join(loaded.params)}")
@@ -86,10 +89,28 @@ def load_run(args: argparse.Namespace) -> tuple[Generator, Any, dict[str, Any], 
             f"{loaded.fingerprints['tokenizer'][:12]}; point --latents at the latents that it was trained on"
         )
     layout = stream_config(loaded.config).layout(codec.config.latent_channels)
-    model = model_config(loaded.config["model"], layout.patch_values, tokenizer.vocab_size)
+    described = dict(loaded.config["model"])
+    if args.text_encoder is not None:
+        described["text_encoder"] = {**described.get("text_encoder", {}), "path": str(args.text_encoder)}
+    model = model_config(described, layout.patch_values, tokenizer.vocab_size)
     flow = build_config(FlowConfig, loaded.config.get("flow", {}), "config.flow")
     generator = Generator(DiffusionConfig(model, flow), layout, codec, tokenizer)
-    return generator, loaded.params["dit"], dict(loaded.config.get("preview", {})), loaded.step
+    frozen = load_frozen(described, tokenizer, latents, loaded.fingerprints)
+    return generator, loaded.params["dit"], frozen, dict(loaded.config.get("preview", {})), loaded.step
+
+
+def load_frozen(model: dict[str, Any], tokenizer: Tokenizer, latents: Path, fingerprints: dict[str, str]) -> Frozen:
+    """The frozen text encoder of `config.model`, if it has one, on the devices. Raises UserError for another one."""
+    encoder = load_text_encoder(model, tokenizer, latents)
+    if encoder is None:
+        return {}
+    expected = fingerprints.get("text_encoder", "none")
+    if encoder.fingerprint != expected:
+        raise UserError(
+            f"{model['text_encoder']['path']} holds text encoder {encoder.fingerprint[:12]}, but the run was trained "
+            f"with {expected[:12]}; say where that is with --text_encoder"
+        )
+    return jax.device_put({"text_encoder": encoder.params})
 
 
 def make_requests(prompts: list[str], args: argparse.Namespace, preview: dict[str, Any]) -> list[Request]:

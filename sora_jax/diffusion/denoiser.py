@@ -15,8 +15,9 @@ from data_pipeline.errors import UserError
 from sora_jax.diffusion import flow, samplers
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.models.dit import Dit, DitConfig
-from sora_jax.models.layers import definition
-from sora_jax.types import Batch
+from sora_jax.models.layers import DTYPES, definition
+from sora_jax.models.t5 import T5Config, t5_definition
+from sora_jax.types import Batch, Frozen
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,21 @@ def dit_definition(model: DitConfig) -> Any:
     return definition(lambda rngs: Dit(model, rngs))
 
 
+def with_text_features(model: DitConfig, frozen: Frozen, batch: Batch) -> Batch:
+    """The batch with the features of a frozen text encoder, for all that follows; without one, the batch itself."""
+    if not isinstance(model.text, T5Config):
+        return batch
+    encoder = nnx.merge(t5_definition(model.text), frozen["text_encoder"])
+    features = encoder(batch["text_ids"], batch["text_segment_ids"], batch["text_positions"])
+    return {**batch, "text_features": features.astype(DTYPES[model.dtype])}
+
+
 @functools.partial(jax.jit, static_argnames=("model", "cfg", "num_steps", "solver", "guided"))
 def sample_rows(
     model: DitConfig,
     cfg: FlowConfig,
     params: Any,
+    frozen: Frozen,
     batch: Batch,
     noise: Float[Array, "B L P"],
     guidance: Float[Array, ""],
@@ -81,6 +92,8 @@ def sample_rows(
         network_batch = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b]), network_batch, without_text(network_batch, empty_text_id)
         )
+
+    network_batch = with_text_features(model, frozen, network_batch)
 
     def velocity(x: jax.Array, group_times: jax.Array) -> jax.Array:
         if not guided:

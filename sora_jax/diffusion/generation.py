@@ -23,6 +23,7 @@ from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.models.codec import Codec, load_codec
 from sora_jax.models.dit import DitConfig
+from sora_jax.types import Frozen
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Generator:
-    """A trained generator with everything between a prompt and pixels. `params` are the DiT's (usually its EMA)."""
+    """A trained generator with everything between a prompt and pixels. `params` are the DiT's (usually its EMA),
+    `frozen` what the task was trained with."""
 
     config: DiffusionConfig
     layout: RowLayout
@@ -60,7 +62,12 @@ class Generator:
     tokenizer: Tokenizer
 
     def generate(
-        self, params: Any, requests: Sequence[Request], sampling: SamplingConfig, rows_per_batch: int = 8
+        self,
+        params: Any,
+        frozen: Frozen,
+        requests: Sequence[Request],
+        sampling: SamplingConfig,
+        rows_per_batch: int = 8,
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "T Y X 3"]]]:
         """Yields (number of the request, its frames), batch by batch of packed rows of one static shape.
 
@@ -68,10 +75,10 @@ class Generator:
         """
         if rows_per_batch < 1:
             raise UserError(f"rows_per_batch is {rows_per_batch}, but must be at least 1")
-        yield from self.fitting(requests)._generate(params, requests, sampling, rows_per_batch)
+        yield from self.fitting(requests)._generate(params, frozen, requests, sampling, rows_per_batch)
 
     def _generate(
-        self, params: Any, requests: Sequence[Request], sampling: SamplingConfig, rows_per_batch: int
+        self, params: Any, frozen: Frozen, requests: Sequence[Request], sampling: SamplingConfig, rows_per_batch: int
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "T Y X 3"]]]:
         rows = self.pack(requests)
         # A single compilation needs a single shape: the last batch is filled up with a row that is thrown away.
@@ -80,7 +87,8 @@ class Generator:
             members = rows[start : start + size]
             padded = [*members, *[members[-1]] * (size - len(members))]
             batch = stack_rows([self._row(requests, numbers) for numbers in padded])
-            tokens = self._sample(params, batch, [[requests[n] for n in numbers] for numbers in padded], sampling)
+            of_rows = [[requests[n] for n in numbers] for numbers in padded]
+            tokens = self._sample(params, frozen, batch, of_rows, sampling)
             for row, numbers in enumerate(members):
                 offsets = segment_offsets(batch["sample_tokens"][row])
                 for number, offset in zip(numbers, offsets, strict=False):
@@ -150,7 +158,12 @@ class Generator:
         return pack_row(samples, self.layout)
 
     def _sample(
-        self, params: Any, batch: dict[str, np.ndarray], members: list[list[Request]], sampling: SamplingConfig
+        self,
+        params: Any,
+        frozen: Frozen,
+        batch: dict[str, np.ndarray],
+        members: list[list[Request]],
+        sampling: SamplingConfig,
     ) -> Float[np.ndarray, "B L P"]:
         noise = np.zeros(batch["tokens"].shape, np.float32)
         for row, requests in enumerate(members):
@@ -161,6 +174,7 @@ class Generator:
             self.config.model,
             self.config.flow,
             params,
+            frozen,
             {k: jnp.asarray(v) for k, v in batch.items()},
             jnp.asarray(noise),
             jnp.float32(sampling.guidance),
@@ -204,7 +218,7 @@ def make_preview(generator: Generator, cfg: PreviewConfig) -> Callable[[Any, Any
         return None
 
     def preview(params: Any, frozen: Any, directory: Path, step: int) -> list[Path]:
-        results = sorted(generator.generate(params["dit"], cfg.requests(), cfg.sampling), key=lambda r: r[0])
+        results = sorted(generator.generate(params["dit"], frozen, cfg.requests(), cfg.sampling), key=lambda r: r[0])
         lines = [np.concatenate(list(frames), axis=1) for _, frames in results]
         path = directory / f"samples_{step:07d}.png"
         Image.fromarray(np.concatenate(lines, axis=0)).save(path)

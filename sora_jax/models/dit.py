@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from data_pipeline.errors import UserError
 from sora_jax import flops
+from sora_jax.models import t5
 from sora_jax.models.attention import KERNELS, CrossAttention, SelfAttention
 from sora_jax.models.layers import (
     DTYPES,
@@ -28,6 +29,7 @@ from sora_jax.models.layers import (
     stack,
 )
 from sora_jax.models.rope import Angles, rotary_3d
+from sora_jax.models.t5 import T5Config
 from sora_jax.models.text_encoder import TextEncoder, TextEncoderConfig
 from sora_jax.parallel import constrain
 from sora_jax.types import Batch
@@ -35,10 +37,13 @@ from sora_jax.types import Batch
 
 @dataclass(frozen=True)
 class DitConfig:
-    """Sizes of one model. `patch_values` is P, the values of one patch: patch height x width x latent channels."""
+    """Sizes of one model. `patch_values` is P, the values of one patch: patch height x width x latent channels.
+
+    `text` is the encoder trained with the model, or a frozen T5, whose features the batch brings as `text_features`.
+    """
 
     patch_values: int
-    text: TextEncoderConfig
+    text: TextEncoderConfig | T5Config
     width: int = 384
     depth: int = 12
     num_heads: int = 6
@@ -55,11 +60,8 @@ class DitConfig:
                 f"width={self.width} over num_heads={self.num_heads} must give an even head width; "
                 f"try width={64 * self.num_heads}"
             )
-        if self.depth < 1 or self.text.depth < 1 or self.text.width % (2 * self.text.num_heads):
-            raise UserError(
-                f"depth={self.depth} and text.depth={self.text.depth} must be at least 1, and text.width="
-                f"{self.text.width} over text.num_heads={self.text.num_heads} must give an even head width"
-            )
+        if self.depth < 1:
+            raise UserError(f"the DiT's depth is {self.depth}, but must be at least 1")
         for name, value, valid in (
             ("attention_kernel", self.attention_kernel, ("auto", *KERNELS)),
             ("modulation", self.modulation, ("adaln_zero", "adaln_single")),
@@ -68,6 +70,11 @@ class DitConfig:
         ):
             if value not in valid:
                 raise UserError(f"the DiT's {name} is '{value}', which is none of {', '.join(valid)}")
+
+    @property
+    def text_width(self) -> int:
+        """E, the width of the features that the blocks attend to; those of a frozen encoder are projected once."""
+        return self.width if isinstance(self.text, T5Config) else self.text.width
 
 
 # Width, depth, heads: S to XL as in the DiT paper's table 1, then the shapes of open video models of that size.
@@ -90,7 +97,7 @@ class DitBlock(nnx.Module):
         self.norm_attention = RMSNorm(cfg.width, use_scale=False)
         self.attention = SelfAttention(cfg.width, cfg.num_heads, cfg.dtype, rngs, cfg.attention_kernel)
         self.norm_cross = RMSNorm(cfg.width)
-        self.cross = CrossAttention(cfg.width, cfg.text.width, cfg.num_heads, cfg.dtype, rngs, cfg.attention_kernel)
+        self.cross = CrossAttention(cfg.width, cfg.text_width, cfg.num_heads, cfg.dtype, rngs, cfg.attention_kernel)
         self.norm_mlp = RMSNorm(cfg.width, use_scale=False)
         self.mlp_in = nnx.Linear(cfg.width, cfg.width * cfg.mlp_ratio, dtype=kind, rngs=rngs)
         self.mlp_out = nnx.Linear(cfg.width * cfg.mlp_ratio, cfg.width, dtype=kind, rngs=rngs)
@@ -131,8 +138,12 @@ class Dit(nnx.Module):
         kind = DTYPES[cfg.dtype]
         self.patch_in = nnx.Linear(cfg.patch_values, cfg.width, dtype=kind, rngs=rngs)
         self.position_in = nnx.Linear(3 * POSITION_FEATURES, cfg.width, dtype=kind, rngs=rngs)
-        self.text_encoder = TextEncoder(cfg.text, cfg.dtype, rngs)
-        self.pooled_in = nnx.Linear(cfg.text.width, cfg.width, dtype=kind, rngs=rngs)
+        if isinstance(cfg.text, T5Config):
+            self.text_in = nnx.Linear(cfg.text.width, cfg.width, dtype=kind, rngs=rngs)
+            self.norm_text = RMSNorm(cfg.width)
+        else:
+            self.text_encoder = TextEncoder(cfg.text, cfg.dtype, rngs)
+        self.pooled_in = nnx.Linear(cfg.text_width, cfg.width, dtype=kind, rngs=rngs)
         self.time_in = nnx.Linear(TIME_FEATURES, cfg.width, dtype=kind, rngs=rngs)
         self.time_out = nnx.Linear(cfg.width, cfg.width, dtype=kind, rngs=rngs)
         if cfg.modulation == "adaln_single":
@@ -170,7 +181,7 @@ class Dit(nnx.Module):
         measure: Callable[[jax.Array], Any],
     ) -> tuple[Float[Array, "B L P"], Any]:
         cfg = self.cfg
-        text = self.text_encoder(batch["text_ids"], batch["text_segment_ids"], batch["text_positions"])
+        text = self._text(batch)
         condition = self._condition(text, group_times, batch["text_segment_ids"])
         shared = self.modulation(condition) if cfg.modulation == "adaln_single" else condition
         x = self.patch_in(tokens) + self.position_in(position_features(batch["positions"]))
@@ -180,6 +191,12 @@ class Dit(nnx.Module):
         x, measured = scan_and_measure(self.blocks, x, cfg.remat, measure, text, shared, ids, angles)
         shift, scale = jnp.split(gather_groups(self.modulation_out(condition), batch["noise_group_ids"]), 2, axis=-1)
         return self.patch_out(self.norm_out(x) * (1 + scale) + shift).astype(jnp.float32), measured
+
+    def _text(self, batch: Batch) -> Float[Array, "B S E"]:
+        """What the blocks attend to: the trained encoder's features, or the frozen one's at the model's own scale."""
+        if isinstance(self.cfg.text, T5Config):
+            return self.norm_text(self.text_in(batch["text_features"]))
+        return self.text_encoder(batch["text_ids"], batch["text_segment_ids"], batch["text_positions"])
 
     def _condition(
         self, text: Float[Array, "B S E"], group_times: Float[Array, "B K"], text_segment_ids: Int[Array, "B S"]
@@ -191,6 +208,8 @@ class Dit(nnx.Module):
         return jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(times))) + per_group)
 
 
+FROZEN_TEXT = "frozen_text_encoder"
+"""The part of `forward_flops` that has no backward pass."""
 TIME_FEATURES = 256
 POSITION_FEATURES = 64
 IDS = ("noise_group_ids", "segment_ids", "text_segment_ids")
@@ -216,7 +235,7 @@ def forward_flops(cfg: DitConfig, video_lengths: Sequence[int], text_lengths: Se
     segment: one is counted). The conventions are those of `flops.py`.
     """
     video, text, groups = float(sum(video_lengths)), float(sum(text_lengths)), len(video_lengths)
-    d, e, m = cfg.width, cfg.text.width, cfg.width * cfg.mlp_ratio
+    d, e, m = cfg.width, cfg.text_width, cfg.width * cfg.mlp_ratio
     per_block = {
         "self_attention": flops.linear(video, d, 4 * d) + flops.attention(video_lengths, video_lengths, d),
         "cross_attention": flops.linear(video, d, 2 * d)
@@ -229,6 +248,10 @@ def forward_flops(cfg: DitConfig, video_lengths: Sequence[int], text_lengths: Se
     shared = 6 * d if cfg.modulation == "adaln_single" else 0
     parts["modulation"] += flops.linear(groups, d, shared + 2 * d + d) + flops.linear(groups, TIME_FEATURES + e, d)
     parts["patches"] = flops.linear(video, 2 * cfg.patch_values + 3 * POSITION_FEATURES, d)
+    if isinstance(cfg.text, T5Config):
+        parts["text_in"] = flops.linear(text, cfg.text.width, d)
+        parts[FROZEN_TEXT] = t5.forward_flops(cfg.text, text_lengths)
+        return parts
     parts["text_encoder"] = cfg.text.depth * (
         flops.linear(text, e, 4 * e + 2 * e * cfg.text.mlp_ratio) + flops.attention(text_lengths, text_lengths, e)
     )

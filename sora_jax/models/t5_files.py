@@ -33,6 +33,14 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
+class TextEncoderSource:
+    """`config.model.text_encoder`: the folder of a published encoder, and the dtype to run it in."""
+
+    path: str
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
 class T5Weights:
     """A frozen encoder: `params` are host arrays; `fingerprint` is the SHA-256 of its config and tensors as stored."""
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from data_pipeline.errors import UserError
 from sora_jax.models.attention import SelfAttention
 from sora_jax.models.layers import DTYPES, RMSNorm, scan_blocks, stack
 from sora_jax.models.rope import Angles, rotary_1d
@@ -22,6 +23,13 @@ class TextEncoderConfig:
     depth: int = 2
     num_heads: int = 4
     mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        if self.depth < 1 or self.width % (2 * self.num_heads):
+            raise UserError(
+                f"text.depth={self.depth} must be at least 1, and text.width={self.width} over text.num_heads="
+                f"{self.num_heads} must give an even head width"
+            )
 
 
 class TextBlock(nnx.Module):

@@ -10,16 +10,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from data_pipeline.errors import UserError
 from data_pipeline.prefetch import make_stream
 from data_pipeline.stream import LatentSource, StreamConfig
+from data_pipeline.tokenizer import Tokenizer
 from sora_jax import flops
 from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections, choose
 from sora_jax.diffusion import flow
-from sora_jax.diffusion.denoiser import dit_definition, predict_velocity
+from sora_jax.diffusion.denoiser import dit_definition, predict_velocity, with_text_features
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PreviewConfig, load_generator, make_preview
-from sora_jax.models.dit import SIZES, Dit, DitConfig, forward_flops
+from sora_jax.models.dit import FROZEN_TEXT, SIZES, Dit, DitConfig, forward_flops
 from sora_jax.models.layers import initialise
+from sora_jax.models.t5_files import T5Weights, TextEncoderSource, find_tokenizer, load_t5, read_t5_config
 from sora_jax.parallel import process_rows
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
 
@@ -38,6 +41,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     manifest = source.reader.manifest
     heldout = LatentSource(path, stream, "heldout", rows) if manifest.counts["heldout"] else None
     model = model_config(config["model"], source.layout.patch_values, source.tokenizer.vocab_size)
+    encoder = load_text_encoder(config["model"], source.tokenizer, path)
     cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
     preview = build_config(PreviewConfig, config.get("preview", {}), "config.preview")
     generator = load_generator(cfg, source.layout, path)
@@ -48,13 +52,15 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         init=lambda key: {"dit": initialise(lambda rngs: Dit(cfg.model, rngs), key)},
         groups=(ParamGroup("dit", make_loss(cfg), optim),),
         evaluate=make_evaluate(cfg),
-        flops=lambda batch: flops.TRAINING * batch_flops(cfg.model, batch),
+        flops=lambda batch: training_flops(batch_flops(cfg.model, batch)),
+        frozen={} if encoder is None else {"text_encoder": encoder.params},
         activations=make_activations(cfg),
         preview=make_preview(generator, preview),
         fingerprints={
             "data": manifest.fingerprint,
             "autoencoder": manifest.metadata["autoencoder_fingerprint"],
             "tokenizer": source.tokenizer.fingerprint,
+            **({} if encoder is None else {"text_encoder": encoder.fingerprint}),
         },
     )
     return Prepared(
@@ -74,12 +80,48 @@ def stream_config(config: Mapping[str, Any]) -> StreamConfig:
 
 
 def model_config(values: Mapping[str, Any], patch_values: int, vocab_size: int) -> DitConfig:
-    """`config.model` is a named size, any of its fields overridden; patch and vocabulary sizes come from the data."""
+    """`config.model` is a named size, any of its fields overridden; patch and vocabulary sizes come from the data.
+
+    `text_encoder` names a frozen encoder that takes the place of the trained one, `text`.
+    """
     fields = dict(values)
+    frozen = text_encoder_config(fields)
+    if frozen is not None:
+        if "text" in fields:
+            raise UserError("config.model has both text and text_encoder; leave one of them out")
+        del fields["text_encoder"]
     size = fields.pop("size", None)
     base = dict(choose(SIZES, size, "config.model.size")) if size else {}
-    text = {"vocab_size": vocab_size, **dict(fields.pop("text", {}))}
+    trained = {"vocab_size": vocab_size, **dict(fields.pop("text", {}))}
+    text = trained if frozen is None else read_t5_config(Path(frozen.path), frozen.dtype)
     return build_config(DitConfig, {**base, **fields, "text": text, "patch_values": patch_values}, "config.model")
+
+
+def text_encoder_config(model: Mapping[str, Any]) -> TextEncoderSource | None:
+    """`config.model.text_encoder`, if there is one."""
+    values = model.get("text_encoder")
+    return None if values is None else build_config(TextEncoderSource, values, "config.model.text_encoder")
+
+
+def load_text_encoder(model: Mapping[str, Any], tokenizer: Tokenizer, data: Path) -> T5Weights | None:
+    """The frozen encoder that `config.model` names. Raises UserError unless `data` was tokenized for it."""
+    source = text_encoder_config(model)
+    if source is None:
+        return None
+    path = find_tokenizer(Path(source.path))
+    published = Tokenizer.load(path)
+    if published.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{data} was tokenized with {tokenizer.fingerprint[:12]}, but the text encoder's {path} is "
+            f"{published.fingerprint[:12]}; build the data with `sora-jax data build --tokenizer {path}`"
+        )
+    loaded = load_t5(Path(source.path), source.dtype)
+    if published.vocab_size > loaded.config.vocab_size:
+        raise UserError(
+            f"the tokenizer {path} has {published.vocab_size} pieces, but the text encoder embeds "
+            f"{loaded.config.vocab_size}; they do not belong together"
+        )
+    return loaded
 
 
 def make_loss(cfg: DiffusionConfig) -> Callable[..., LossOutput]:
@@ -87,6 +129,7 @@ def make_loss(cfg: DiffusionConfig) -> Callable[..., LossOutput]:
 
     def loss(params: Params, frozen: Frozen, batch: Batch, key: jax.Array, row_offset: jax.Array) -> LossOutput:
         times, noise = draw_times_and_noise(cfg.flow, batch, key, row_offset)
+        batch = with_text_features(cfg.model, frozen, batch)
         errors, weights = velocity_errors(cfg, params["dit"], batch, times, noise)
         total, weight = jnp.sum(errors * weights), jnp.sum(weights)
         padding = jnp.sum(batch["segment_ids"] == 0).astype(jnp.float32), jnp.asarray(weights.size, jnp.float32)
@@ -127,6 +170,7 @@ def make_evaluate(cfg: DiffusionConfig) -> Callable[..., Sums]:
 
     def evaluate(params: Params, frozen: Frozen, batch: Batch, key: jax.Array) -> Sums:
         noise = jax.random.normal(key, batch["tokens"].shape)
+        batch = with_text_features(cfg.model, frozen, batch)
 
         def at_time(t: jax.Array) -> tuple[jax.Array, jax.Array]:
             times = flow.shift(
@@ -151,15 +195,21 @@ def make_activations(cfg: DiffusionConfig) -> Callable[..., dict[str, jax.Array]
         t = jnp.take_along_axis(group_times, batch["noise_group_ids"], axis=1)[..., None]
         x_t = flow.corrupt(batch["tokens"], jax.random.normal(key, batch["tokens"].shape), t)
         network = nnx.merge(dit_definition(cfg.model), params["dit"])
+        batch = with_text_features(cfg.model, frozen, batch)
         return {"activation_rms/dit/blocks": network.block_rms(x_t, group_times, batch)}
 
     return activations
 
 
-def batch_flops(cfg: DitConfig, batch: Mapping[str, np.ndarray]) -> float:
-    """FLOPs of one forward pass over the real tokens of a host's batch."""
+def training_flops(parts: Mapping[str, float]) -> float:
+    """FLOPs of a step whose forward pass has these parts: a frozen text encoder has no backward pass."""
+    return flops.TRAINING * sum(parts.values()) - (flops.TRAINING - 1) * parts.get(FROZEN_TEXT, 0.0)
+
+
+def batch_flops(cfg: DitConfig, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """FLOPs of one forward pass over the real tokens of a host's batch, by part."""
     video = [int(n) for n in batch["sample_tokens"].ravel() if n]
     num_segments = batch["sample_tokens"].shape[1]
     text = [np.bincount(row, minlength=num_segments + 1)[1:] for row in batch["text_segment_ids"]]
     lengths = np.concatenate(text)[batch["sample_tokens"].ravel() > 0]
-    return sum(forward_flops(cfg, video, lengths.tolist()).values())
+    return forward_flops(cfg, video, lengths.tolist())

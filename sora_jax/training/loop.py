@@ -21,7 +21,15 @@ from rich.console import Console
 
 from data_pipeline.errors import UserError
 from sora_jax.config import TrainConfig
-from sora_jax.parallel import check_rows, make_mesh, num_row_groups, on_local_devices, put_batch, state_shardings
+from sora_jax.parallel import (
+    check_rows,
+    make_mesh,
+    num_row_groups,
+    on_local_devices,
+    put_batch,
+    put_frozen,
+    state_shardings,
+)
 from sora_jax.training import step as training_step
 from sora_jax.training.begin import check_keep_best, restore_or_init
 from sora_jax.training.checkpoint import CHECKPOINTS, Checkpoints, committed_steps, describe_run, find_checkpoint
@@ -202,8 +210,7 @@ class Run:
         """Trains from step `start` to `end`, or until asked to stop. Returns the step that was saved last."""
         task, config = self.prepared.task, self.prepared.train
         train_step = training_step.make_train_step(task, config, self.shardings)
-        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        frozen = jax.device_put(task.frozen, replicated)
+        frozen = put_frozen(task.frozen, self.mesh)
         peak = peak_flops(self.mesh.devices.flat)
         meter = Meter(config.log_every, config.num_steps, peak, num_row_groups(self.mesh), self.window)
         feed, agreement = Feed(self.prepared, self.mesh, start), StopAgreement(self.stop, self.mesh, IN_FLIGHT)
@@ -347,7 +354,7 @@ class Run:
         if is_leader():
             folder = self.workdir / PREVIEWS
             folder.mkdir(exist_ok=True)
-            frozen = frozen if jax.process_count() == 1 else self.prepared.task.frozen
+            frozen = frozen if jax.process_count() == 1 else put_frozen(self.prepared.task.frozen, mesh)
             with jax.set_mesh(mesh):
                 paths = self.prepared.task.preview(params, frozen, folder, step)
             self.progress.say(f"step {step} preview: {', '.join(map(str, paths))}")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sora_jax.parallel import make_mesh, put_batch, state_shardings
+from sora_jax.parallel import make_mesh, put_batch, put_frozen, state_shardings
 from sora_jax.training.loop import train
 from sora_jax.training.metrics import read_metrics
 from sora_jax.training.step import abstract_state, init_state, make_train_step
@@ -50,11 +50,12 @@ def _time_bare_step(prepared: Prepared, batches: list[dict[str, np.ndarray]], nu
         shardings = state_shardings(abstract_state(task, config), mesh)
         state, step = init_state(task, config, shardings), make_train_step(task, config, shardings)
         on_device = [put_batch(batch, mesh) for batch in batches]
-        state, metrics = step(state, task.frozen, on_device[0])
+        frozen = put_frozen(task.frozen, mesh)
+        state, metrics = step(state, frozen, on_device[0])
         jax.block_until_ready(metrics.values)
         begun = time.perf_counter()
         for batch in itertools.islice(itertools.cycle(on_device), num_steps):
-            state, metrics = step(state, task.frozen, batch)
+            state, metrics = step(state, frozen, batch)
         jax.block_until_ready((state, metrics))
     return (time.perf_counter() - begun) / num_steps
 

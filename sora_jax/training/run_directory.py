@@ -74,7 +74,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _is_extendable(name: str) -> bool:
-    if name == "data.path":  # data may move; its fingerprint may not change
+    if name in ("data.path", "model.text_encoder.path"):  # these may move; their fingerprints may not change
         return True
     parts = name.split(".")
     if parts[0] == "preview":  # pictures for people: they change nothing of the run

@@ -6,12 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from data_pipeline.errors import UserError
 from data_pipeline.packing import RowLayout, SampleInput, pack_row, stack_rows
+from sora_jax.diffusion.denoiser import dit_definition, with_text_features
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
-from sora_jax.models.dit import Dit, DitConfig
+from sora_jax.models.dit import FROZEN_TEXT, Dit, DitConfig
 from sora_jax.models.layers import initialise
+from sora_jax.models.t5 import forward_flops
+from sora_jax.models.t5_files import load_t5
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.objectives.diffusion import (
     batch_flops,
@@ -19,9 +24,11 @@ from sora_jax.objectives.diffusion import (
     make_evaluate,
     make_loss,
     model_config,
+    training_flops,
     velocity_errors,
 )
 from sora_jax.parallel import make_mesh, put_batch, state_shardings
+from tests.sora_jax.models.published_t5 import describe, tensors, write
 
 LAYOUT = RowLayout(40, 16, 3, (1, 1, 1), 4, 2.0)
 MODEL = DitConfig(4, TextEncoderConfig(20, 16, 1, 2, 2), width=24, depth=2, num_heads=2)
@@ -145,7 +152,8 @@ def test_flops_count_real_tokens_only():
     one, two = (stack_rows([pack_row(samples()[:n], LAYOUT)]) for n in (1, 2))
     longer = dataclasses.replace(LAYOUT, row_tokens=80)
     padded = stack_rows([pack_row(samples()[:1], longer)])
-    assert batch_flops(MODEL, one) == batch_flops(MODEL, padded) < batch_flops(MODEL, two)
+    totals = [sum(batch_flops(MODEL, batch).values()) for batch in (one, padded, two)]
+    assert totals[0] == totals[1] < totals[2]
 
 
 def test_a_named_size_can_be_overridden():
@@ -168,3 +176,46 @@ def test_activations_are_measured_after_each_block_and_without_padding(params):
     assert is_padding.any() and both[0] != both[1]
     other = {**batch, "tokens": jnp.where(is_padding, 1e3, batch["tokens"])}
     np.testing.assert_allclose(measure(of_both, 2, other), both, rtol=1e-5)
+
+
+def test_a_frozen_encoders_features_are_the_packed_captions_own_and_it_earns_one_forward_pass(tmp_path):
+    """Packed predictions are those of one clip a row; there is no backward pass of the encoder to count."""
+    described = describe("umt5", vocab_size=40)
+    encoder = load_t5(write(tmp_path, described, tensors(described)), "float32")
+    model = dataclasses.replace(MODEL, text=encoder.config)
+    frozen = {"text_encoder": encoder.params}
+    tree = jax.jit(lambda key: {"dit": initialise(lambda rngs: Dit(model, rngs), key)})(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: jnp.asarray(p + 0.1 * rng.standard_normal(p.shape, np.float32)), tree)
+    network = nnx.merge(dit_definition(model), params["dit"])
+
+    @jax.jit
+    def predict(tokens, batch):
+        times = jnp.full((len(tokens), 6), 0.5)
+        return network(tokens, times, with_text_features(model, frozen, batch))
+
+    def rows(members):
+        return {k: jnp.asarray(v) for k, v in stack_rows([pack_row(row, LAYOUT) for row in members]).items()}
+
+    together, alone = rows([samples()] * 3), rows([[sample] for sample in samples()])
+    packed, unpacked = (np.asarray(predict(batch["tokens"], batch)) for batch in (together, alone))
+    start = 0
+    for i, shape in enumerate(SHAPES):
+        count = LAYOUT.num_tokens(shape)
+        np.testing.assert_allclose(packed[0, start : start + count], unpacked[i, :count], rtol=1e-5, atol=1e-5)
+        start += count
+    other = {**together, "text_ids": together["text_ids"] + 1}
+    assert np.abs(predict(together["tokens"], other) - packed).max() > 1e-3, "the text must matter"
+    parts = batch_flops(model, {k: np.asarray(v) for k, v in together.items()})
+    without = {name: value for name, value in parts.items() if name != FROZEN_TEXT}
+    assert training_flops(parts) == pytest.approx(3 * sum(without.values()) + parts[FROZEN_TEXT])
+    lengths = [len(sample.text_ids) for sample in samples()] * 3
+    assert parts[FROZEN_TEXT] == forward_flops(encoder.config, lengths) > 0
+
+
+def test_a_trained_and_a_frozen_encoder_exclude_each_other(tmp_path):
+    write(tmp_path, describe(), tensors(describe()))
+    named = {"text_encoder": {"path": str(tmp_path)}}
+    assert model_config({**named, "width": 24, "num_heads": 2}, 4, 100).text.width == 16
+    with pytest.raises(UserError, match="both text and text_encoder"):
+        model_config({**named, "text": {"width": 32}}, 4, 100)
