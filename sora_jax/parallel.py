@@ -29,6 +29,7 @@ class ShardingRules:
 
     row: tuple[str, ...] = (REPLICA, DATA, FSDP)
     token: tuple[str, ...] = (CONTEXT,)
+    height: tuple[str, ...] = (CONTEXT,)
     embed: tuple[str, ...] = (FSDP,)
     mlp: tuple[str, ...] = (TENSOR,)
     heads: tuple[str, ...] = (TENSOR,)
@@ -41,7 +42,7 @@ class ShardingRules:
 RULES = ShardingRules()
 
 # The first pattern found in a parameter's path gives the dims of its trailing dimensions; leading ones (the
-# scanned `layer`) stay whole. Biases, norms and convolutions match nothing and are replicated.
+# scanned `layer`) stay whole. Biases and norms match nothing and are replicated.
 PARAMETER_DIMS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query|key|value)/kernel$", ("embed", "heads", None)),
     (r"attention_out/kernel$", ("heads", None, "embed")),
@@ -51,6 +52,7 @@ PARAMETER_DIMS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding$", ("vocab", "embed")),
     (r"(patch_in|text_in|time_in|time_out|pooled_in)/kernel$", (None, "embed")),
     (r"patch_out/kernel$", ("embed", None)),
+    (r"(conv|time|stage_\d+)/kernel$", ("embed",)),  # the autoencoder's and the discriminator's
 )
 
 

@@ -7,6 +7,9 @@ returns an explicit cache of the frames that it still needs.
 
 The first stage is a space-to-depth, temporal kernels are sums of matrix products over shifted frames, and spatial
 kernels are 2D convolutions: XLA's 3D convolutions are several times slower on CPU.
+
+On a mesh, clips are split over the axes of rows and each frame's rows of pixels over `context`: a long or large clip
+takes the memory of several devices, which exchange the rows that a 3x3 kernel reaches.
 """
 
 import math
@@ -21,7 +24,10 @@ from jaxtyping import Array, Float
 from data_pipeline.errors import UserError
 from sora_jax import flops
 from sora_jax.models.layers import DTYPES, RMSNorm
+from sora_jax.parallel import constrain
 
+ACTIVATION = ("row", None, "height", None, None)
+"""The logical dims of `[B, T, H, W, D]`."""
 Cache = list[jax.Array]
 """For each temporal layer, in order, the last input frames that the next chunk needs. Empty before the first chunk."""
 
@@ -168,7 +174,7 @@ class Encoder(nnx.Module):
         x = space_to_depth(video.astype(DTYPES[self.cfg.dtype]), self.cfg.patch_size)
         for i, stage in enumerate(self.cfg.stages):
             x = frames_to_depth(x, stage.time, stream.is_first)
-            x = self.down[f"stage_{i}"](space_to_depth(x, stage.space))
+            x = constrain(self.down[f"stage_{i}"](space_to_depth(x, stage.space)), *ACTIVATION)
             for j in range(stage.num_blocks):
                 x = self.blocks[f"stage_{i}"][f"block_{j}"](x, stream)
         mean, log_variance = jnp.split(self.latents_out(self.norm(x)).astype(jnp.float32), 2, axis=-1)
@@ -193,6 +199,7 @@ class Decoder(nnx.Module):
         stream = Stream(cache)
         x = self.latents_in(latents.astype(DTYPES[self.cfg.dtype]))
         for i, stage in reversed(list(enumerate(self.cfg.stages))):
+            x = constrain(x, *ACTIVATION)
             for j in range(stage.num_blocks):
                 x = self.blocks[f"stage_{i}"][f"block_{j}"](x, stream)
             x = depth_to_space(self.up[f"stage_{i}"](x), stage.space)

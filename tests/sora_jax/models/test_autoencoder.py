@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
-from sora_jax.models.codec import apply
+from sora_jax.models.codec import Codec, apply
 from sora_jax.models.layers import initialise
 
 CONFIG = AutoencoderConfig(latent_channels=4, stages=(Stage(1, 1, 8, 1), Stage(2, 2, 8, 1), Stage(1, 2, 12, 1)))
@@ -89,6 +89,27 @@ def test_the_future_does_not_reach_the_past(model):
     changed = clip.at[:, 5:].set(0.0)
     a, b = model.encode(clip, [])[0].mean, model.encode(changed, [])[0].mean
     assert jnp.all(a[:, :2] == b[:, :2]) and not jnp.allclose(a[:, 2], b[:, 2])
+
+
+COMPRESSIONS = [  # time, space, channels, and how the network gets there
+    (4, 8, 4, AutoencoderConfig(4, 4, (Stage(1, 2, 8, 1), Stage(2, 2, 8, 1)))),
+    (4, 16, 16, AutoencoderConfig(16, 4, (Stage(2, 2, 8, 1), Stage(2, 2, 8, 1)))),
+    (8, 8, 32, AutoencoderConfig(32, 2, (Stage(2, 2, 8, 1), Stage(2, 2, 8, 1), Stage(1, 2, 8, 1)))),
+    (8, 16, 128, AutoencoderConfig(128, 4, (Stage(2, 2, 8, 1), Stage(1, 2, 8, 1), Stage(2, 2, 8, 1)))),
+]
+
+
+@pytest.mark.parametrize("time, space, channels, config", COMPRESSIONS)
+def test_a_compression_is_a_config(time, space, channels, config):
+    assert (config.temporal_compression, config.spatial_compression) == (time, space)
+    params = jax.jit(lambda key: initialise(lambda rngs: VideoAutoencoder(config, rngs), key))(jax.random.key(0))
+    clip = np.random.default_rng(0).integers(0, 256, (1, 1 + 2 * time, 2 * space, space, 3), np.uint8)
+    codec = Codec(config, params, np.zeros(channels, np.float32), np.ones(channels, np.float32))
+    latents = codec.encode(clip)
+    assert latents.shape[1:] == config.latent_shape(*clip.shape[1:4]) == (3, 2, 1, channels)
+    assert codec.decode(latents).shape == clip.shape
+    np.testing.assert_allclose(codec.encode(clip[:, :1]), latents[:, :1], atol=1e-5)
+    assert codec.decode(latents[:, :1]).shape[1] == 1
 
 
 @pytest.mark.parametrize("shape, says", [((8, 16, 16), "is 9"), ((9, 20, 16), "16x16"), ((0, 16, 16), "is 1")])

@@ -1,4 +1,4 @@
-"""The autoencoder's losses: each term is what its weight multiplies, and off where its weight is zero."""
+"""The autoencoder's losses: each term is what its weight multiplies, off where that is zero, and the same on a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from sora_jax.models.discriminator import GanConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.lpips import lpips, weight_shapes
 from sora_jax.objectives.autoencoder import AutoencoderLossConfig, lpips_of_clips, make_evaluate, make_loss
+from sora_jax.parallel import make_mesh, put_batch, state_shardings
 
 MODEL = AutoencoderConfig(latent_channels=4, stages=(Stage(2, 2, 8, 1),))
 
@@ -66,3 +67,34 @@ def test_the_lpips_of_a_clip_is_the_mean_over_its_frames(frozen):
 def test_a_loss_that_cannot_be_is_an_error(fields, says):
     with pytest.raises(UserError, match=says):
         build_config(AutoencoderLossConfig, fields, "config.loss")
+
+
+def gradients(batch, mesh_shape, num_devices: int):
+    """Loss, gradients, parameters and bytes of a device's temporaries, of a network that sees its neighbours in space
+    and time."""
+    model = AutoencoderConfig(latent_channels=4, patch_size=2, stages=(Stage(2, 2, 16, 1),))
+    init = jax.jit(lambda key: {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)})
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(
+        lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), jax.device_get(init(jax.random.key(0)))
+    )
+    loss = make_loss(model, AutoencoderLossConfig(squared_weight=1.0), GanConfig())
+    mesh = make_mesh(mesh_shape, jax.devices()[:num_devices])
+    with jax.set_mesh(mesh):
+        params, batch = jax.device_put(noisy, state_shardings(noisy, mesh)), put_batch(batch, mesh)
+        value = jax.jit(jax.value_and_grad(lambda p, b: loss(p, (), b, jax.random.key(0), jnp.int32(0)).total))
+        compiled = value.lower(params, batch).compile()
+        return *jax.device_get(compiled(params, batch)), params, compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_a_mesh_changes_only_the_rounding_and_shares_the_memory():
+    """Rows over data and fsdp, each frame's rows of pixels over context, kernels over fsdp."""
+    batch = {"video": np.random.default_rng(0).integers(0, 256, (4, 5, 32, 8, 3), np.uint8)}
+    total, grads, _, temporaries = gradients(batch, {}, 1)
+    found, found_grads, params, shared = gradients(batch, {"data": 2, "fsdp": 2, "context": 2}, 8)
+    np.testing.assert_allclose(found, total, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(found_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+    assert shared < temporaries / 4
+    kernel = params["autoencoder"]["encoder"]["blocks"]["stage_0"]["block_0"]["space"]["conv"]["kernel"]
+    assert kernel.shape == (3, 3, 16, 16) and kernel.sharding.shard_shape(kernel.shape) == (3, 3, 16, 8)
