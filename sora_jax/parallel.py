@@ -201,6 +201,13 @@ def on_local_devices(tree: Any) -> tuple[Any, Mesh]:
     return jax.tree.map(lambda x, s: jax.device_put(process_allgather(x, tiled=True), s), tree, shardings), mesh
 
 
+def mesh_platform() -> str:
+    """The platform ("cpu", "gpu", "tpu") of the mesh set by `jax.set_mesh`, which may be of devices that are not there;
+    without a mesh, of the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *dims: str | None) -> jax.Array:
     """`x` laid out as its logical dims say, on the mesh set by `jax.set_mesh`; without one, `x` itself."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -5,6 +5,7 @@ yields zeros. Segments are contiguous with ascending ids and padding comes last 
 block of queries needs are one range: a kernel's work follows the sum of squared segment lengths, not L².
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,11 +13,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from data_pipeline.errors import UserError
 from sora_jax.config import choose
-from sora_jax.models.blockwise import blockwise_attention
+from sora_jax.models.blockwise import BLOCKWISE
+from sora_jax.models.flash import Flash, flash_attention
 from sora_jax.models.layers import DTYPES, RMSNorm
 from sora_jax.models.rope import Angles, rotate
-from sora_jax.parallel import spec
+from sora_jax.models.splash import splash
+from sora_jax.parallel import mesh_platform, spec
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -27,11 +31,11 @@ def reference_attention(
     v: Float[Array, "B S N K"],
     q_segment_ids: Int[Array, "B L"],
     kv_segment_ids: Int[Array, "B S"],
-    bias: Float[Array, "B N L S"] | None = None,
+    bias: Float[Array, "#B N L S"] | None = None,
 ) -> Float[Array, "B L N K"]:
     """Plain softmax attention in float32, `[L, S]` logits and all: what every kernel must equal.
 
-    `bias` is added to the scaled logits (T5's relative positions); no other kernel takes one.
+    `bias` is added to the scaled logits (T5's relative positions).
     """
     logits = jnp.einsum("BLNK,BSNK->BNLS", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if bias is not None:
@@ -45,7 +49,14 @@ def reference_attention(
     return jnp.einsum("BNLS,BSNK->BLNK", weights.astype(v.dtype), v)
 
 
-KERNELS: dict[str, AttentionFn] = {"reference": reference_attention, "blockwise": blockwise_attention}
+FLASH: dict[str, Flash] = {"blockwise": BLOCKWISE, "splash": splash()}
+KERNELS: dict[str, AttentionFn] = {
+    "reference": reference_attention,
+    **{name: functools.partial(flash_attention, kernel) for name, kernel in FLASH.items()},
+}
+
+PLATFORM_KERNELS = {"cpu": "blockwise", "tpu": "splash"}
+"""What `auto` takes for long rows, by the platform of the mesh; where none is written for it, `blockwise`."""
 
 REFERENCE_LENGTH = 384
 """Up to this many tokens a row's whole `[L, S]` logits are cheaper than blocks of 128 (see LOG.md)."""
@@ -58,19 +69,41 @@ def attention(
     q_segment_ids: Int[Array, "B L"],
     kv_segment_ids: Int[Array, "B S"],
     kernel: str = "auto",
+    bias: Float[Array, "#B N L S"] | None = None,
 ) -> Float[Array, "B L N K"]:
-    """The seam. `kernel` names one of KERNELS, or `auto` chooses by the row's length.
+    """The seam. `kernel` names one of KERNELS, or `auto` chooses by the rows' length and the mesh's platform.
 
     On the mesh of `jax.set_mesh` every device computes its own rows and heads: kernels need not be partitioned.
+    Raises UserError for a kernel that does not run on the mesh's platform, or cannot add a bias.
     """
-    if kernel == "auto":
-        kernel = "reference" if max(q.shape[1], k.shape[1]) <= REFERENCE_LENGTH else "blockwise"
-    compute, mesh = choose(KERNELS, kernel, "attention kernel"), jax.sharding.get_abstract_mesh()
+    name = choose_kernel(kernel, max(q.shape[1], k.shape[1]), bias is not None)
+    compute, mesh = KERNELS[name], jax.sharding.get_abstract_mesh()
+    args, dims = (q, k, v, q_segment_ids, kv_segment_ids), (*(("row", None, "heads", None),) * 3, *(("row", None),) * 2)
+    if bias is not None:
+        args, dims = (*args, bias), (*dims, ("row", "heads", None, None))
     if not mesh.empty and mesh.size > 1:
-        tensors = [spec(("row", None, "heads", None), x.shape, mesh) for x in (q, k, v)]
-        ids = [spec(("row", None), x.shape, mesh) for x in (q_segment_ids, kv_segment_ids)]
-        compute = jax.shard_map(compute, in_specs=(*tensors, *ids), out_specs=tensors[0], check_vma=False)
-    return compute(q, k, v, q_segment_ids, kv_segment_ids)
+        specs = tuple(spec(names, x.shape, mesh) for names, x in zip(dims, args, strict=True))
+        compute = jax.shard_map(compute, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return compute(*args)
+
+
+def choose_kernel(kernel: str, length: int, has_bias: bool) -> str:
+    """The name of the kernel for rows of `length` tokens on the mesh of `jax.set_mesh`."""
+    platform = mesh_platform()
+    if kernel == "auto":
+        is_short = length <= REFERENCE_LENGTH
+        return "reference" if is_short or has_bias else PLATFORM_KERNELS.get(platform, "blockwise")
+    choose(KERNELS, kernel, "attention kernel")
+    if has_bias and kernel != "reference":
+        raise UserError(f"the attention kernel '{kernel}' adds no bias to the logits; 'reference' does")
+    written_for = next((p for p, name in PLATFORM_KERNELS.items() if name == kernel), "cpu")
+    if written_for not in ("cpu", platform):
+        best = PLATFORM_KERNELS.get(platform, "blockwise")
+        raise UserError(
+            f"the attention kernel '{kernel}' is written for {written_for}, but the mesh is of {platform}; "
+            f"take '{best}', or 'auto', which chooses by the mesh"
+        )
+    return kernel
 
 
 class SelfAttention(nnx.Module):

@@ -8,31 +8,43 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+
+from sora_jax.models.flash import NO_KEYS, Flash, row_dots
 
 BLOCK = 128
 """Queries and keys of one tile: its logits for a dozen heads stay within a core's cache."""
 
 
-def blockwise_attention(
-    q: Float[Array, "B L N K"],
-    k: Float[Array, "B S N K"],
-    v: Float[Array, "B S N K"],
-    q_segment_ids: Int[Array, "B L"],
-    kv_segment_ids: Int[Array, "B S"],
-) -> Float[Array, "B L N K"]:
-    """Equal to `reference_attention`; segment ids must be contiguous and ascending with padding (0) last."""
+def forward(q, k, v, q_ids, kv_ids):
+    """Segment ids must be contiguous and ascending with padding (0) last."""
     length, dtype = q.shape[1], q.dtype
-    heads_first = [jnp.swapaxes(_pad(a.astype(jnp.float32)), 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v)]
-    ids = _pad(q_segment_ids), _pad(kv_segment_ids)
-    out = jax.lax.map(lambda row: _row_attention(*row), (*heads_first, *ids))
-    return jnp.swapaxes(out, 1, 2)[:, :length].astype(dtype)
+    tensors = _heads_first(q, k, v)
+    out, lse = jax.lax.map(lambda row: _row_forward(*row), (*tensors, _pad(q_ids), _pad(kv_ids)))
+    return jnp.swapaxes(out, 1, 2)[:, :length].astype(dtype), lse[:, :, :length]
 
 
-def _pad(x: jax.Array) -> jax.Array:
+def backward(q, k, v, q_ids, kv_ids, out, lse, d_out):
+    delta = row_dots(out, d_out)
+    rows = (*_heads_first(q, k, v, d_out), _pad(q_ids), _pad(kv_ids), _pad(lse, 2, NO_KEYS), _pad(delta, 2))
+    gradients = jax.lax.map(lambda row: _row_backward(*row), rows)
+    return tuple(
+        jnp.swapaxes(gradient, 1, 2)[:, : x.shape[1]].astype(x.dtype)
+        for gradient, x in zip(gradients, (q, k, v), strict=True)
+    )
+
+
+BLOCKWISE = Flash(forward, backward)
+
+
+def _heads_first(*tensors: jax.Array) -> list[jax.Array]:
+    """`[B, L, N, K]` → `[B, N, L, K]` in float32, padded to whole blocks."""
+    return [jnp.swapaxes(_pad(x.astype(jnp.float32)), 1, 2) for x in tensors]
+
+
+def _pad(x: jax.Array, axis: int = 1, value: float = 0) -> jax.Array:
     widths = [(0, 0)] * x.ndim
-    widths[1] = (0, -x.shape[1] % BLOCK)
-    return jnp.pad(x, widths)
+    widths[axis] = (0, -x.shape[axis] % BLOCK)
+    return jnp.pad(x, widths, constant_values=value)
 
 
 def _key_ranges(ids: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -54,13 +66,8 @@ def _logits(q: jax.Array, k: jax.Array, q_ids: jax.Array, k_ids: jax.Array) -> j
     return jnp.where(mask, jnp.einsum("NLK,NSK->NLS", q, k), -jnp.inf)
 
 
-@jax.custom_vjp
-def _row_attention(q, k, v, q_ids, k_ids):
-    return _forward(q, k, v, q_ids, k_ids)[0]
-
-
-def _forward(q, k, v, q_ids, k_ids):
-    """Output `[N, L, K]` and the logarithm of each softmax's denominator `[N, L]` (+inf where there are no keys)."""
+def _row_forward(q, k, v, q_ids, k_ids):
+    """Output `[N, L, K]` and the logarithm of each softmax's denominator `[N, L]`."""
     low, high = _key_ranges(q_ids, k_ids)
 
     def query_block(i: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -78,21 +85,15 @@ def _forward(q, k, v, q_ids, k_ids):
         start = jnp.zeros_like(q_i), jnp.zeros(q_i.shape[:2]), jnp.full(q_i.shape[:2], -jnp.inf)
         total, denominator, highest = jax.lax.fori_loop(low[i], high[i], key_block, start)
         safe = jnp.where(denominator > 0, denominator, 1.0)
-        lse = jnp.where(denominator > 0, jnp.log(safe) + highest, jnp.inf)
+        lse = jnp.where(denominator > 0, jnp.log(safe) + highest, NO_KEYS)
         return total / safe[..., None], lse
 
     out, lse = jax.lax.map(query_block, jnp.arange(q.shape[1] // BLOCK))
     return jnp.moveaxis(out, 0, 1).reshape(q.shape), jnp.moveaxis(lse, 0, 1).reshape(q.shape[:2])
 
 
-def _save(q, k, v, q_ids, k_ids):
-    out, lse = _forward(q, k, v, q_ids, k_ids)
-    return out, (q, k, v, q_ids, k_ids, out, lse)
-
-
-def _gradients(saved, d_out):
-    q, k, v, q_ids, k_ids, out, lse = saved
-    delta = jnp.sum(out * d_out, axis=-1)  # rowsum(dO * O), FlashAttention eq. 4
+def _row_backward(q, k, v, d_out, q_ids, k_ids, lse, delta):
+    """Gradients of q, k and v from the logarithm of the denominator and rowsum(dO * O), both `[N, L]`."""
 
     def d_logits(i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = _logits(_tile(q, i), _tile(k, j), _tile(q_ids, i), _tile(k_ids, j))
@@ -117,7 +118,7 @@ def _gradients(saved, d_out):
 
     d_q = _over_blocks(d_query, q, *_key_ranges(q_ids, k_ids))
     d_k, d_v = _over_blocks(d_key_value, k, *_key_ranges(k_ids, q_ids))
-    return d_q, d_k, d_v, None, None
+    return d_q, d_k, d_v
 
 
 def _over_blocks(fn, like: jax.Array, low: jax.Array, high: jax.Array):
@@ -128,6 +129,3 @@ def _over_blocks(fn, like: jax.Array, low: jax.Array, high: jax.Array):
 
 def _join(x: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, 1).reshape(like.shape)
-
-
-_row_attention.defvjp(_save, _gradients)

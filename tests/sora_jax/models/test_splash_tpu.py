@@ -1,0 +1,43 @@
+"""Splash attention through the seam, compiled for TPUs that are not here."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sora_jax.models.attention import attention
+from sora_jax.parallel import make_mesh
+
+pytestmark = pytest.mark.tpu_compiler
+
+
+@pytest.fixture
+def v5p(monkeypatch):
+    """The devices of a host of TPU v5p, for the compiler only."""
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+
+
+@pytest.mark.parametrize("keys, dtype", [(16_384, "bfloat16"), (512, "float32")])
+def test_the_seam_compiles_to_splash_on_a_mesh_of_tpus_without_an_exchange(v5p, keys, dtype):
+    mesh = make_mesh({"data": 2, "tensor": 2}, v5p)
+
+    def tensor(length):
+        sharding = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+        return jax.ShapeDtypeStruct((2, length, 4, 128), dtype, sharding=sharding)
+
+    def ids(length):
+        return jax.ShapeDtypeStruct((2, length), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+
+    def gradients(q, k, v, q_ids, kv_ids):
+        loss = lambda q, k, v: jnp.sum(attention(q, k, v, q_ids, kv_ids).astype(jnp.float32) ** 2)  # noqa: E731
+        return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(gradients).lower(tensor(16_384), tensor(keys), tensor(keys), ids(16_384), ids(keys))
+        text = lowered.compile().as_text()
+    for kernel in ("splash_mha_fwd_segmented_residuals", "splash_mha_dq_segmented", "splash_mha_dkv_segmented"):
+        assert kernel in text
+    assert "all-gather" not in text and "all-reduce" not in text and "all-to-all" not in text
