@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+CONVENTION = "2 FLOPs a multiply-add; a step is 3 forward passes; attention within segments, not causal; no padding"
+"""The name under which a measurement gives its FLOPs."""
 TRAINING = 3
 """Forward passes' worth of FLOPs in a training step: 2 + 4 = 6 for each weight and token."""
 

@@ -1,4 +1,5 @@
-"""`sora-jax bench`: packing and loader measure the data path, loop the loop, storm survival, flops counts models.
+"""`sora-jax bench`: train measures the step, packing and loader the data path, loop the loop, storm survival, flops
+counts models.
 
 checkpoint measures saves and restarts, damage what `checkpoint verify` finds.
 """
@@ -8,6 +9,7 @@ import importlib
 from typing import Any
 
 BENCHES = {
+    "train": "a training step of a config on random rows: tokens/s, MFU, bytes, and PyTorch beside it",
     "packing": "how full and how balanced the packing plan's rows are, on real or synthetic lengths",
     "loader": "tokens or frames a second from one data set through the stream",
     "loop": "the training loop's time over the bare jitted step's",

@@ -1,5 +1,6 @@
 """The diffusion task: rectified flow on packed latent rows, with known tokens held clean."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,9 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     generator = load_generator(cfg, source.layout, path)
     generator.codec.check_fingerprint(manifest.metadata["autoencoder_fingerprint"], path)
     generator.fitting(preview.requests())
-    task = Task(
-        name="diffusion",
-        init=lambda key: {"dit": initialise(lambda rngs: Dit(cfg.model, rngs), key)},
-        groups=(ParamGroup("dit", make_loss(cfg), optim),),
-        evaluate=make_evaluate(cfg),
-        flops=lambda batch: training_flops(batch_flops(cfg.model, batch)),
-        frozen={} if encoder is None else {"text_encoder": encoder.params},
-        activations=make_activations(cfg),
+    frozen = {} if encoder is None else {"text_encoder": encoder.params}
+    task = dataclasses.replace(
+        make_task(cfg, optim, frozen),
         preview=make_preview(generator, preview),
         fingerprints={
             "data": manifest.fingerprint,
@@ -69,6 +65,19 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         make_batches=lambda start, num: make_stream(source, start, num, train.num_workers),
         eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
         config=dict(config),
+    )
+
+
+def make_task(cfg: DiffusionConfig, optim: OptimConfig, frozen: Frozen) -> Task:
+    """What a generator trains, whatever its data."""
+    return Task(
+        name="diffusion",
+        init=lambda key: {"dit": initialise(lambda rngs: Dit(cfg.model, rngs), key)},
+        groups=(ParamGroup("dit", make_loss(cfg), optim),),
+        evaluate=make_evaluate(cfg),
+        flops=lambda batch: training_flops(batch_flops(cfg.model, batch)),
+        frozen=frozen,
+        activations=make_activations(cfg),
     )
 
 

@@ -7,6 +7,8 @@ import pytest
 from data_pipeline.shards import Index
 from sora_jax.commands.bench_packing import latent_index, synthetic_index
 from sora_jax.commands.main import main
+from sora_jax.models.dit import DitConfig, forward_flops
+from sora_jax.models.text_encoder import TextEncoderConfig
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
@@ -58,3 +60,51 @@ def test_packing_and_loader_of_the_shared_clips(shared_data: Path, tmp_path: Pat
     assert last_line(capsys)["frames_per_s"] > 0
     assert main(["bench", "loader", "--data", str(tmp_path / "data"), "--config", "configs/dit_quickstart.py"]) == 2
     assert "holds clip records, but configs/dit_quickstart.py trains the diffusion" in capsys.readouterr().err
+
+
+GENERATOR = """
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(path="absent", row_tokens=24, row_text=12, row_segments=4, patch_size=(1, 1, 1))
+    config.model = dict(width=16, depth=1, num_heads=2, text=dict(width=16, depth=1, num_heads=2))
+    config.optim = dict(optimizer="adamw")
+    config.train = dict(task="diffusion", batch_rows=8)
+    return config
+"""
+
+
+@pytest.fixture
+def generator_config(tmp_path: Path) -> str:
+    (tmp_path / "generator.py").write_text(GENERATOR)
+    return str(tmp_path / "generator.py")
+
+
+def test_a_training_step_is_measured_without_data(generator_config, capsys) -> None:
+    command = ["bench", "train", "--config", generator_config, "--segments", "4", "--steps", "1", "--rounds", "1"]
+    assert main([*command, "--vocab_size", "40"]) == 0
+    result = last_line(capsys)
+    assert result["segment_mix"] == {"segments_per_row": 4, "tokens_per_segment": 6, "text_tokens_per_segment": 3}
+    assert result["tokens_per_s"] == pytest.approx(8 * 24 / result["step_s"])
+    model = DitConfig(16, TextEncoderConfig(40, 16, 1, 2), width=16, depth=1, num_heads=2)
+    expected = 3 * sum(forward_flops(model, [6] * 32, [3] * 32).values())
+    assert result["useful_flops_per_step"] == pytest.approx(expected)
+    assert result["useful_tflops_per_s"] == pytest.approx(expected / result["step_s"] / 1e12)
+    assert np.isfinite(result["loss"]) and result["mfu_of_data_sheet"] is None
+    assert result["bytes_per_device"]["temporaries"] > 0
+    assert main([*command, "--text_tokens", "9"]) == 2
+    assert "4 captions of 9 tokens are 36, but a row holds 12" in capsys.readouterr().err
+    assert main(["bench", "train", "--config", "configs/autoencoder_quickstart.py"]) == 2
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_pytorch_step_is_measured_beside_ours(generator_config, capsys) -> None:
+    command = ["bench", "train", "--config", generator_config, "--segments", "2", "--steps", "1", "--rounds", "1"]
+    assert main([*command, "--pytorch", "eager", "--config.train.microbatches=1"]) == 0
+    result = last_line(capsys)
+    theirs = result["pytorch"]
+    assert theirs["its_time_over_ours"] == pytest.approx(theirs["step_s"] / result["step_s"])
+    assert np.isfinite(theirs["loss"]) and not theirs["is_compiled"]
