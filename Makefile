@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-HEAVY  := tpu_compiler or cuda_compiler or ray or slurm or hosts or chromium or wandb or storm or torch or transformers
+HEAVY  := meshes or tpu_compiler or cuda_compiler or ray or slurm or hosts or chromium or wandb or storm or torch or transformers
 
 .PHONY: setup quickstart demo test test-all lint clean
 

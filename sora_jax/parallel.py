@@ -98,6 +98,16 @@ def check_rows(mesh: Mesh, batch_rows: int, microbatches: int) -> None:
         )
 
 
+def check_tokens(mesh: Mapping[str, int], row_tokens: int) -> None:
+    """Raises UserError when the axis `context` of a mesh of this shape (`config.train.mesh`) cannot split a row."""
+    parts = max(1, mesh.get(CONTEXT, 1))
+    if row_tokens % parts:
+        raise UserError(
+            f"config.data.row_tokens={row_tokens} does not divide over context={parts} of config.train.mesh; "
+            f"the nearest legal value is {max(1, round(row_tokens / parts)) * parts}"
+        )
+
+
 def process_rows(batch_rows: int, mesh: Mapping[str, int]) -> tuple[int, int]:
     """The half-open range of global rows that this process holds on a mesh of this shape (`config.train.mesh`).
 

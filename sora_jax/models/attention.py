@@ -11,11 +11,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from data_pipeline.errors import UserError
 from sora_jax.config import choose
 from sora_jax.models.blockwise import BLOCKWISE
+from sora_jax.models.context_parallel import spread_attention
 from sora_jax.models.flash import Flash, flash_attention
 from sora_jax.models.layers import DTYPES, RMSNorm
 from sora_jax.models.rope import Angles, rotate
@@ -70,21 +72,29 @@ def attention(
     kv_segment_ids: Int[Array, "B S"],
     kernel: str = "auto",
     bias: Float[Array, "#B N L S"] | None = None,
+    dims: tuple[str, str] = ("token", "token"),
 ) -> Float[Array, "B L N K"]:
     """The seam. `kernel` names one of KERNELS, or `auto` chooses by the rows' length and the mesh's platform.
 
     On the mesh of `jax.set_mesh` every device computes its own rows and heads: kernels need not be partitioned.
+    `dims` are the logical dims of queries and keys: `token` is spread over the axis `context`, `text` whole on every
+    device, so that text is attended to without an exchange.
     Raises UserError for a kernel that does not run on the mesh's platform, or cannot add a bias.
     """
     name = choose_kernel(kernel, max(q.shape[1], k.shape[1]), bias is not None)
-    compute, mesh = KERNELS[name], jax.sharding.get_abstract_mesh()
-    args, dims = (q, k, v, q_segment_ids, kv_segment_ids), (*(("row", None, "heads", None),) * 3, *(("row", None),) * 2)
+    args, mesh = (q, k, v, q_segment_ids, kv_segment_ids), jax.sharding.get_abstract_mesh()
+    args = args if bias is None else (*args, bias)
+    if mesh.empty or mesh.size == 1:
+        return KERNELS[name](*args)
+    queries, keys = (spec(("row", dim, "heads", None), x.shape, mesh) for dim, x in zip(dims, (q, k), strict=True))
+    if name in FLASH and queries[1] and keys[1]:
+        compute, specs = functools.partial(spread_attention, FLASH[name]), (queries, keys, keys, P(keys[0]), P(keys[0]))
+    else:  # each device's queries see whole keys; `reference` makes whole logits of them anyway
+        whole = P(keys[0], None, keys[2])
+        compute, specs = KERNELS[name], (queries, whole, whole, P(*queries[:2]), P(keys[0]))
     if bias is not None:
-        args, dims = (*args, bias), (*dims, ("row", "heads", None, None))
-    if not mesh.empty and mesh.size > 1:
-        specs = tuple(spec(names, x.shape, mesh) for names, x in zip(dims, args, strict=True))
-        compute = jax.shard_map(compute, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return compute(*args)
+        specs = (*specs, P(None if bias.shape[0] == 1 else queries[0], queries[2], queries[1]))
+    return jax.shard_map(compute, in_specs=specs, out_specs=queries, check_vma=False)(*args)
 
 
 def choose_kernel(kernel: str, length: int, has_bias: bool) -> str:
@@ -107,23 +117,26 @@ def choose_kernel(kernel: str, length: int, has_bias: bool) -> str:
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with QK-norm (Dehghani et al. 2023) and rotary positions."""
+    """Multi-head self-attention with QK-norm (Dehghani et al. 2023) and rotary positions, along the logical `dim`."""
 
-    def __init__(self, width: int, num_heads: int, dtype: str, rngs: nnx.Rngs, kernel: str = "auto"):
+    def __init__(
+        self, width: int, num_heads: int, dtype: str, rngs: nnx.Rngs, kernel: str = "auto", dim: str = "token"
+    ):
         head, kind = width // num_heads, DTYPES[dtype]
         self.query = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
         self.key = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
         self.value = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
         self.query_norm, self.key_norm = RMSNorm(head), RMSNorm(head)
         self.attention_out = nnx.LinearGeneral((num_heads, head), width, axis=(-2, -1), dtype=kind, rngs=rngs)
-        self.kernel = kernel
+        self.kernel, self.dim = kernel, dim
 
     def __call__(
         self, x: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], angles: Angles
     ) -> Float[Array, "B L D"]:
         q = rotate(self.query_norm(self.query(x)), angles)
         k = rotate(self.key_norm(self.key(x)), angles)
-        return self.attention_out(attention(q, k, self.value(x), segment_ids, segment_ids, self.kernel))
+        dims = (self.dim, self.dim)
+        return self.attention_out(attention(q, k, self.value(x), segment_ids, segment_ids, self.kernel, dims=dims))
 
 
 class CrossAttention(nnx.Module):
@@ -148,4 +161,5 @@ class CrossAttention(nnx.Module):
         text_segment_ids: Int[Array, "B S"],
     ) -> Float[Array, "B L D"]:
         q, k = self.query_norm(self.query(x)), self.key_norm(self.key(text))
-        return self.attention_out(attention(q, k, self.value(text), segment_ids, text_segment_ids, self.kernel))
+        ids, dims = (segment_ids, text_segment_ids), ("token", "text")
+        return self.attention_out(attention(q, k, self.value(text), *ids, self.kernel, dims=dims))

@@ -37,7 +37,7 @@ class TextBlock(nnx.Module):
 
     def __init__(self, cfg: TextEncoderConfig, dtype: str, rngs: nnx.Rngs):
         self.norm_attention = RMSNorm(cfg.width)
-        self.attention = SelfAttention(cfg.width, cfg.num_heads, dtype, rngs)
+        self.attention = SelfAttention(cfg.width, cfg.num_heads, dtype, rngs, dim="text")
         self.norm_mlp = RMSNorm(cfg.width)
         self.mlp_in = nnx.Linear(cfg.width, cfg.width * cfg.mlp_ratio, dtype=DTYPES[dtype], rngs=rngs)
         self.mlp_out = nnx.Linear(cfg.width * cfg.mlp_ratio, cfg.width, dtype=DTYPES[dtype], rngs=rngs)

@@ -24,7 +24,7 @@ from sora_jax.diffusion.generation import DiffusionConfig, PreviewConfig, load_g
 from sora_jax.models.dit import FROZEN_TEXT, SIZES, Dit, DitConfig, forward_flops
 from sora_jax.models.layers import initialise
 from sora_jax.models.t5_files import T5Weights, TextEncoderSource, find_tokenizer, load_t5, read_t5_config
-from sora_jax.parallel import process_rows
+from sora_jax.parallel import check_tokens, process_rows
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
 
 TIME_BUCKETS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
@@ -37,6 +37,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     train = build_config(TrainConfig, config["train"], "config.train")
     stream = stream_config(config)
+    check_tokens(train.mesh, stream.row_tokens)
     path, rows = Path(config["data"]["path"]), process_rows(train.batch_rows, train.mesh)
     source = LatentSource(path, stream, "train", rows)
     manifest = source.reader.manifest
