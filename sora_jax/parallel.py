@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -74,8 +75,27 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"set config.train.mesh so that its sizes multiply to {len(devices)}"
         )
     types = (AxisType.Auto,) * len(AXES)
-    mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
-    return Mesh(_in_order_of_processes(mesh.devices), AXES, axis_types=types)
+    return Mesh(_in_order_of_processes(_arrange(tuple(sizes.values()), devices)), AXES, axis_types=types)
+
+
+def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Devices as a mesh of `shape`, neighbours on fast links; TPU slices follow each other along `replica`.
+
+    Raises UserError if `replica` is no multiple of the number of slices.
+    """
+    slices = sorted({getattr(device, "slice_index", None) or 0 for device in devices})
+    if len(slices) > 1:
+        if shape[0] % len(slices):
+            raise UserError(
+                f"the devices are {len(slices)} slices, but the mesh has {REPLICA}={shape[0]}: traffic between slices "
+                f"is slow, so {REPLICA} must be {len(slices)}, or a multiple of it"
+            )
+        within = (shape[0] // len(slices), *shape[1:])
+        return np.concatenate([_arrange(within, [d for d in devices if d.slice_index == i]) for i in slices])
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # an axis that is no whole number of the torus's dims
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _in_order_of_processes(devices: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ LAYERS = (
     {"diffusion"},
     {"objectives"},
     {"training"},
+    {"planning"},
     {"evaluation"},
     {"sweeps"},
     {"commands"},

@@ -42,6 +42,7 @@ VERBS = {
     "evaluate": "measure samples by exact probes, or an autoencoder's reconstructions",
     "goodput": "where the wall time of a run went, over all its starts",
     "report": "one self-contained HTML page of a run",
+    "plan": "what a run will need and cost, compiled for hardware that is not there",
     "bench": "measure the loop, the loader and the model",
 }
 

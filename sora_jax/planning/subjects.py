@@ -1,0 +1,114 @@
+"""What a plan compiles: the task of a config and the shapes of its batch, without any data.
+
+What only data can tell is an option of the plan: the latents' channels and the tokenizer's size.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from data_pipeline.errors import UserError
+from data_pipeline.stream import spec as batch_spec
+from sora_jax import flops
+from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections
+from sora_jax.diffusion.flow import FlowConfig
+from sora_jax.diffusion.generation import DiffusionConfig
+from sora_jax.models.dit import Dit, DitConfig, forward_flops
+from sora_jax.models.layers import initialise
+from sora_jax.models.t5 import T5Config, T5Encoder
+from sora_jax.objectives import diffusion
+from sora_jax.planning.published import with_published_encoder
+from sora_jax.types import ParamGroup, Task
+
+BLOCK_PARTS = ("self_attention", "cross_attention", "mlp", "modulation")
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the data would say. Rows are full, of `segments` equal clips with equal captions."""
+
+    latent_channels: int = 16
+    vocab_size: int = 32_128
+    segments: int = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A task with the shapes of its global batch. FLOPs are of one step on all devices: `useful_flops` by the project's
+    convention, `recomputed_flops` what rematerialisation adds to them."""
+
+    task: Task
+    train: TrainConfig
+    model: DitConfig
+    batch: dict[str, jax.ShapeDtypeStruct]
+    tokens: int
+    useful_flops: float
+    recomputed_flops: float
+    mix: str
+
+
+def diffusion_subject(config: Mapping[str, Any], assumed: Assumptions) -> Subject:
+    """The generator's training step of a run's config. Raises UserError for a config that `train` would refuse."""
+    check_sections(config, required=("data", "model", "optim", "train"), optional=("flow", "preview"))
+    train = build_config(TrainConfig, config["train"], "config.train")
+    if train.task != "diffusion":
+        raise UserError(f"the config trains the task '{train.task}'; plan compiles the task diffusion")
+    stream = diffusion.stream_config(config)
+    with with_published_encoder(config["model"]) as described:
+        patch_values = stream.layout(assumed.latent_channels).patch_values
+        model = diffusion.model_config(described, patch_values, assumed.vocab_size)
+    cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
+    optim = build_config(OptimConfig, config["optim"], "config.optim")
+    task = Task(
+        name="diffusion",
+        init=lambda key: {"dit": initialise(lambda rngs: Dit(model, rngs), key)},
+        groups=(ParamGroup("dit", diffusion.make_loss(cfg), optim),),
+        evaluate=diffusion.make_evaluate(cfg),
+        flops=lambda batch: diffusion.training_flops(diffusion.batch_flops(model, batch)),
+        frozen=frozen_shapes(model),
+    )
+    shapes = batch_spec(stream, assumed.latent_channels)
+    batch = {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items() if name != "num_unreadable"}
+    segments = min(assumed.segments, stream.row_segments)
+    lengths = equal_parts(stream.row_tokens, segments), equal_parts(stream.row_text, segments)
+    parts = {name: value * train.batch_rows for name, value in forward_flops(model, *lengths).items()}
+    return Subject(
+        task=task,
+        train=train,
+        model=model,
+        batch=batch,
+        tokens=train.batch_rows * stream.row_tokens,
+        useful_flops=diffusion.training_flops(parts),
+        recomputed_flops=recomputed(parts, model.remat, lengths, train.batch_rows, model),
+        mix=f"{segments} equal clips a row of {stream.row_tokens} video and {stream.row_text} text tokens, no padding",
+    )
+
+
+def frozen_shapes(model: DitConfig) -> dict[str, Any]:
+    """Shapes of the networks that the step reads and never trains."""
+    text = model.text
+    if not isinstance(text, T5Config):
+        return {}
+    make = functools.partial(initialise, lambda rngs: T5Encoder(text, rngs))
+    return {"text_encoder": jax.eval_shape(make, jax.random.key(0))}
+
+
+def equal_parts(total: int, number: int) -> list[int]:
+    """`total` as `number` whole numbers that differ by at most one."""
+    return [total // number + (i < total % number) for i in range(number)]
+
+
+def recomputed(
+    parts: Mapping[str, float], remat: str, lengths: tuple[list[int], list[int]], rows: int, model: DitConfig
+) -> float:
+    """FLOPs of the backward pass's second forward pass: of the blocks whole, or (`dots`) of attention alone."""
+    if remat == "none":
+        return 0.0
+    if remat == "dots":
+        video, text = lengths
+        one = flops.attention(video, video, model.width) + flops.attention(video, text, model.width)
+        return rows * model.depth * one
+    return sum(parts[name] for name in BLOCK_PARTS)

@@ -1,0 +1,83 @@
+"""How many bytes a compiled step moves between a device and its main memory.
+
+Every scheduled instruction reads its operands and writes its result once (what a TPU keeps in VMEM is not counted),
+times the number of rounds of the loops around it. An operand that a fusion only slices counts as the slices, and one
+that it updates in place as the update: a scanned block takes its own layer out of the stack, not the whole stack. What
+a kernel reads twice, it is counted for once.
+"""
+
+from sora_jax.planning.hlo import Computation, Instruction, Module, shape_bytes
+
+FREE = (
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
+    "opt-barrier", "partition-id", "replica-id", "iota",
+)  # fmt: skip
+SLICES = ("dynamic-slice", "slice", "gather")
+VIEWS = ("bitcast", "copy", "reshape", "convert", "transpose")
+
+
+def memory_traffic(module: Module) -> float:
+    """Bytes that one execution reads and writes in main memory, on one device."""
+    inside = {
+        called
+        for name in module.times_run
+        for instruction in module.computations[name].instructions
+        if instruction.opcode not in ("while", "call", "conditional")
+        for called in module.called(instruction)
+    }
+    total = 0.0
+    for name, times in module.times_run.items():
+        if name not in inside:
+            computation = module.computations[name]
+            total += times * sum(_moved(module, computation, i) for i in computation.instructions)
+    return total
+
+
+def _moved(module: Module, computation: Computation, instruction: Instruction) -> float:
+    if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+        return 0.0
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * _operand_bytes(computation, instruction, 1)
+    if instruction.opcode in SLICES:
+        return 2 * shape_bytes(instruction.shape, main_memory_only=True)
+    if instruction.opcode == "fusion":
+        return _moved_by_fusion(computation, instruction, module.computations[module.called(instruction)[0]])
+    operands = sum(_operand_bytes(computation, instruction, i) for i in range(len(instruction.operands)))
+    return operands + shape_bytes(instruction.shape, main_memory_only=True)
+
+
+def _moved_by_fusion(computation: Computation, fusion: Instruction, body: Computation) -> float:
+    total, updated = 0.0, 0.0
+    for parameter in (i for i in body.instructions if i.opcode == "parameter"):
+        place = int(parameter.inside)
+        whole = _operand_bytes(computation, fusion, place)
+        read, in_place = _used(body, parameter)
+        if in_place:
+            updated += whole
+        total += whole if read is None else min(whole, read)
+    return total + max(0.0, shape_bytes(fusion.shape, main_memory_only=True) - updated)
+
+
+def _used(body: Computation, parameter: Instruction) -> tuple[float | None, bool]:
+    """(bytes of a parameter that its fusion uses, None for all of them; whether it is updated in place)."""
+    used, in_place, names = 0.0, False, {parameter.name}
+    for instruction in body.instructions:
+        if not names & set(instruction.operands):
+            continue
+        if instruction.opcode in SLICES:
+            used += shape_bytes(instruction.shape)
+        elif instruction.opcode == "dynamic-update-slice" and instruction.operands[0] in names:
+            update = body.by_name.get(instruction.operands[1])
+            used, in_place = used + (shape_bytes(update.shape) if update else 0.0), True
+        elif instruction.opcode in VIEWS and len(instruction.operands) == 1:
+            names.add(instruction.name)
+        else:
+            return None, False
+    return used, in_place
+
+
+def _operand_bytes(computation: Computation, instruction: Instruction, place: int) -> float:
+    if place >= len(instruction.operands):
+        return 0.0
+    operand = computation.by_name.get(instruction.operands[place])
+    return shape_bytes(operand.shape, main_memory_only=True) if operand else 0.0
