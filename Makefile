@@ -31,7 +31,7 @@ test: setup
 test-all: setup
 	command -v chromium || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium)
 	command -v slurmctld && command -v munged || (apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[torch,transformers,wandb,tpu,cuda-plan]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[torch,transformers,wandb,tpu,cuda12-compiler]"
 	$(BIN)/python -m pytest -m "$(HEAVY)"
 
 lint: setup

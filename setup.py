@@ -67,8 +67,7 @@ setup(
         "dev": TEST + DEV,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
-        # Compiles for GPUs that are not there: the plugin without CUDA's libraries (3 GiB), and ptxas.
-        "cuda-plan": ["jax[cuda12-local]>=0.10", "nvidia-cuda-nvcc-cu12>=12.6"],
+        "cuda12-compiler": ["jax[cuda12-local]>=0.10", "nvidia-cuda-nvcc-cu12>=12.6"],  # no driver, no GPU needed
         "torch": ["torch>=2.13"],
         "transformers": ["torch>=2.13", "transformers>=5.24"],
         "wandb": ["wandb>=0.18"],

@@ -308,6 +308,15 @@ def reached(workdir: Path) -> int:
     return max((json.loads(line).get("step", 0) for line in lines if line.endswith("}")), default=0)
 
 
+def test_sampling_with_a_runs_own_parameters_is_measured(world, capsys):
+    options = ("--segments", 2, "--steps", 1, "--guidance", 1, "--rounds", 1, "--rows_per_batch", 1)
+    assert run("bench", "sample", "--run", world / "dit", *options) == 0
+    result = last_line(capsys)
+    assert result["width"] == 32 and result["is_finite"] and result["seconds_per_sample"] == result["batch_s"] / 2
+    assert run("bench", "sample", "--run", world / "autoencoder", *options) == 2
+    assert "no generator's run" in capsys.readouterr().err
+
+
 FROZEN_TEXT = """
 from ml_collections import ConfigDict
 

@@ -17,7 +17,8 @@ from sora_jax.commands.train import load_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax bench train`."""
-    add_shape_arguments(parser)
+    parser.add_argument("--config", required=True, metavar="FILE.py", help="a generator's run")
+    add_data_arguments(parser)
     parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best counts")
     parser.add_argument(
@@ -25,9 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What a config does not say, because a run learns it from its data."""
-    parser.add_argument("--config", required=True, metavar="FILE.py", help="a generator's run")
     parser.add_argument("--segments", type=int, default=1, help="clips of one length that fill a row")
     parser.add_argument("--text_tokens", type=int, default=0, help="tokens of each caption (0: they fill the text row)")
     parser.add_argument("--latent_channels", type=int, default=16, help="of the autoencoder")
@@ -40,11 +40,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--steps is {args.steps} and --rounds {args.rounds}, but both must be at least 1")
     if args.pytorch:  # JAX otherwise takes most of a GPU's memory when it starts
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    config = load_config(args.config, args.overrides).to_dict()
     import jax  # after that, and after the config is known to be good
 
     from sora_jax.evaluation.step_speed import describe_devices, measure_train_step, rates
+    from sora_jax.objectives.synthetic import without_data
 
-    synthetic = without_data(args)
+    synthetic = without_data(config, read_sizes(args))
     batch, devices = synthetic.batch(), describe_devices()
     theirs = _measure_pytorch(args, synthetic, batch, devices) if args.pytorch else None
     measured = measure_train_step(synthetic.task, synthetic.train, batch, args.steps, args.rounds)
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "row_text": synthetic.layout.row_text,
         "segment_mix": synthetic.mix(),
         **measured,
-        **rates(measured["step_s"], tokens, flops),
+        **rates(measured["step_s"], tokens, flops, devices["num_devices"]),
     }
     if theirs is not None:
         faster = theirs["step_s"] / measured["step_s"]
@@ -74,12 +76,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def without_data(args: argparse.Namespace) -> Any:
-    """The config's run on random rows."""
-    config = load_config(args.config, args.overrides).to_dict()
-    from sora_jax.objectives.synthetic import DataSizes, without_data
+def read_sizes(args: argparse.Namespace) -> Any:
+    """The options of `add_data_arguments`."""
+    from sora_jax.objectives.synthetic import DataSizes
 
-    return without_data(config, DataSizes(args.latent_channels, args.vocab_size, args.segments, args.text_tokens))
+    return DataSizes(args.latent_channels, args.vocab_size, args.segments, args.text_tokens)
 
 
 def _measure_pytorch(

@@ -1,4 +1,4 @@
-"""How fast a training step or a sampling run is on the devices that are attached, and what it holds in their memory."""
+"""How fast a training step is on the devices that are attached, and what it holds in their memory."""
 
 import os
 import time
@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from sora_jax.config import TrainConfig
 from sora_jax.flops import CONVENTION, PEAK_BF16_FLOPS, measured_matmul_peak
@@ -41,7 +40,7 @@ def measure_train_step(
         "compile_s": compile_s,
         "step_s": step_s,
         "loss": float(loss[0] / loss[1]),
-        "bytes_per_device": memory(step, mesh),
+        "bytes_per_device": memory(step, mesh.local_devices[0]),
     }
 
 
@@ -75,9 +74,9 @@ def best_mean_seconds(
     return min(seconds), result
 
 
-def memory(compiled: Any, mesh: Mesh) -> dict[str, int | None]:
+def memory(compiled: Any, device: Any) -> dict[str, int | None]:
     """Bytes on one device: those of the compiled program, and the most in use so far where the device tells."""
-    analysis, device = compiled.memory_analysis(), mesh.local_devices[0]
+    analysis = compiled.memory_analysis()
     return {
         "arguments": analysis.argument_size_in_bytes,
         "outputs": analysis.output_size_in_bytes,
@@ -94,11 +93,13 @@ def describe_devices() -> dict[str, Any]:
     return described | ({"cores": len(os.sched_getaffinity(0))} if device.platform == "cpu" else {})
 
 
-def rates(step_s: float, tokens: int, flops: float) -> dict[str, Any]:
-    """What a step of `tokens` live video tokens and `flops` useful FLOPs in `step_s` means. The measured peak is that
-    of a matrix product, in float32 on a CPU (whose fake devices are one), else in bfloat16; the sheet's is bf16."""
+def rates(step_s: float, tokens: int, flops: float, num_devices: int) -> dict[str, Any]:
+    """What a step of `tokens` live video tokens and `flops` useful FLOPs in `step_s` means on so many devices.
+
+    The measured peak is that of a matrix product, in float32 on a CPU (whose fake devices are one), else in bfloat16;
+    the sheet's is bf16."""
     device = jax.devices()[0]
-    on_cpu, num_devices = device.platform == "cpu", jax.device_count()
+    on_cpu = device.platform == "cpu"
     dtype, size = ("float32", 1024) if on_cpu else ("bfloat16", 8192)
     measured = measured_matmul_peak(dtype, size, 10) * (1 if on_cpu else num_devices)
     sheet = PEAK_BF16_FLOPS[device.device_kind] * num_devices if device.device_kind in PEAK_BF16_FLOPS else None

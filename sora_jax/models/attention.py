@@ -22,6 +22,7 @@ from sora_jax.models.flash import Flash, flash_attention
 from sora_jax.models.layers import DTYPES, RMSNorm
 from sora_jax.models.rope import Angles, rotate
 from sora_jax.models.splash import splash
+from sora_jax.models.triton import triton
 from sora_jax.parallel import mesh_platform, spec
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -51,13 +52,13 @@ def reference_attention(
     return jnp.einsum("BNLS,BSNK->BLNK", weights.astype(v.dtype), v)
 
 
-FLASH: dict[str, Flash] = {"blockwise": BLOCKWISE, "splash": splash()}
+FLASH: dict[str, Flash] = {"blockwise": BLOCKWISE, "splash": splash(), "triton": triton()}
 KERNELS: dict[str, AttentionFn] = {
     "reference": reference_attention,
     **{name: functools.partial(flash_attention, kernel) for name, kernel in FLASH.items()},
 }
 
-PLATFORM_KERNELS = {"cpu": "blockwise", "tpu": "splash"}
+PLATFORM_KERNELS = {"cpu": "blockwise", "tpu": "splash", "gpu": "triton"}
 """What `auto` takes for long rows, by the platform of the mesh; where none is written for it, `blockwise`."""
 
 REFERENCE_LENGTH = 384

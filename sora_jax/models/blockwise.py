@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sora_jax.models.flash import NO_KEYS, Flash, row_dots
+from sora_jax.models.flash import NO_KEYS, Flash, block_ranges, row_dots
 
 BLOCK = 128
 """Queries and keys of one tile: its logits for a dozen heads stay within a core's cache."""
@@ -47,16 +47,6 @@ def _pad(x: jax.Array, axis: int = 1, value: float = 0) -> jax.Array:
     return jnp.pad(x, widths, constant_values=value)
 
 
-def _key_ranges(ids: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each block of `ids` the half-open range of blocks of `other` that hold the same segments."""
-    last = jnp.iinfo(jnp.int32).max
-    ordered, blocks = jnp.where(other == 0, last, other), ids.reshape(-1, BLOCK)
-    first_id = jnp.min(jnp.where(blocks == 0, last, blocks), axis=1)
-    low = jnp.searchsorted(ordered, first_id, side="left")
-    high = jnp.searchsorted(ordered, jnp.max(blocks, axis=1), side="right")
-    return low // BLOCK, jnp.where(high > low, -(-high // BLOCK), low // BLOCK)
-
-
 def _tile(x: jax.Array, i: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=-1 if x.ndim == 1 else 1)
 
@@ -68,7 +58,7 @@ def _logits(q: jax.Array, k: jax.Array, q_ids: jax.Array, k_ids: jax.Array) -> j
 
 def _row_forward(q, k, v, q_ids, k_ids):
     """Output `[N, L, K]` and the logarithm of each softmax's denominator `[N, L]`."""
-    low, high = _key_ranges(q_ids, k_ids)
+    low, high = block_ranges(q_ids, k_ids, BLOCK, BLOCK)
 
     def query_block(i: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_i, ids_i = _tile(q, i), _tile(q_ids, i)
@@ -116,8 +106,8 @@ def _row_backward(q, k, v, d_out, q_ids, k_ids, lse, delta):
         zeros = jnp.zeros_like(_tile(k, j))
         return jax.lax.fori_loop(low, high, add, (zeros, zeros))
 
-    d_q = _over_blocks(d_query, q, *_key_ranges(q_ids, k_ids))
-    d_k, d_v = _over_blocks(d_key_value, k, *_key_ranges(k_ids, q_ids))
+    d_q = _over_blocks(d_query, q, *block_ranges(q_ids, k_ids, BLOCK, BLOCK))
+    d_k, d_v = _over_blocks(d_key_value, k, *block_ranges(k_ids, q_ids, BLOCK, BLOCK))
     return d_q, d_k, d_v
 
 

@@ -48,6 +48,20 @@ def row_dots(out: Float[Array, "B L N K"], d_out: Float[Array, "B L N K"]) -> Fl
     return jnp.einsum("BLNK,BLNK->BNL", out.astype(jnp.float32), d_out.astype(jnp.float32))
 
 
+def block_ranges(
+    ids: Int[Array, " L"], other: Int[Array, " S"], block: int, other_block: int
+) -> tuple[Int[Array, " I"], Int[Array, " I"]]:
+    """For each block of a row's `ids` the half-open range of the blocks of `other` that hold the same segments. Ids
+    must be contiguous and ascending with padding (0) last."""
+    last = jnp.iinfo(jnp.int32).max
+    ordered, blocks = jnp.where(other == 0, last, other), ids.reshape(-1, block)
+    first_id = jnp.min(jnp.where(blocks == 0, last, blocks), axis=1)
+    low = jnp.searchsorted(ordered, first_id, side="left")
+    high = jnp.searchsorted(ordered, jnp.max(blocks, axis=1), side="right")
+    first = low // other_block
+    return first, jnp.where(high > low, -(-high // other_block), first)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(kernel: Flash, q, k, v, q_ids, kv_ids):
     return kernel.forward(q, k, v, q_ids, kv_ids)[0]

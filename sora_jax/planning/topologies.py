@@ -177,7 +177,7 @@ def prepare_environment(topology: Topology) -> None:
     Raises UserError where the compiler is not installed.
     """
     platform = topology.chip.platform
-    needed = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_cuda12_plugin", "cuda-plan")}.get(platform)
+    needed = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_cuda12_plugin", "cuda12-compiler")}.get(platform)
     if needed and importlib.util.find_spec(needed[0]) is None:
         raise UserError(f"a plan for {topology.name} needs {needed[0]}: pip install 'sora-jax[{needed[1]}]'")
     os.environ["JAX_PLATFORMS"] = "cpu"  # the planning machine's own devices compute nothing

@@ -108,3 +108,17 @@ def test_a_pytorch_step_is_measured_beside_ours(generator_config, capsys) -> Non
     theirs = result["pytorch"]
     assert theirs["its_time_over_ours"] == pytest.approx(theirs["step_s"] / result["step_s"])
     assert np.isfinite(theirs["loss"]) and not theirs["is_compiled"]
+
+
+def test_sampling_is_measured_with_a_configs_or_a_runs_parameters(generator_config, tmp_path, capsys) -> None:
+    options = ["--segments", "2", "--steps", "2", "--rounds", "1", "--rows_per_batch", "2"]
+    command = ["bench", "sample", "--config", generator_config, "--vocab_size", "40", *options]
+    assert main([*command, "--guidance", "3", "--solver", "heun"]) == 0
+    result = last_line(capsys)
+    assert result["seconds_per_sample"] == pytest.approx(result["batch_s"] / 4)
+    assert result["seconds_per_solver_step"] == pytest.approx(result["batch_s"] / 2) and result["is_finite"]
+    model = DitConfig(16, TextEncoderConfig(40, 16, 1, 2), width=16, depth=1, num_heads=2)
+    with_text, without = (sum(forward_flops(model, [12] * 4, [n] * 4).values()) for n in (6, 1))
+    assert result["useful_flops_per_step"] == pytest.approx(2 * 2 * (with_text + without))
+    assert main([*command[:2], "--run", str(tmp_path / "absent"), *options]) == 2
+    assert main([*command, "--solver", "leap"]) == 2

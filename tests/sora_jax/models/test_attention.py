@@ -7,13 +7,18 @@ import pytest
 from jax.sharding import AxisType
 
 from data_pipeline.errors import UserError
-from sora_jax.models import blockwise, splash
+from sora_jax.models import splash
 from sora_jax.models.attention import attention, choose_kernel, reference_attention
 from sora_jax.models.blockwise import BLOCKWISE
-from sora_jax.models.flash import Flash, flash_attention
+from sora_jax.models.flash import Flash, block_ranges, flash_attention
+from sora_jax.models.triton import triton
 from sora_jax.parallel import make_mesh
 
-INTERPRETED = {"blockwise": BLOCKWISE, "splash": splash.splash(block=128, interpret=True)}
+INTERPRETED = {
+    "blockwise": BLOCKWISE,
+    "splash": splash.splash(block=128, interpret=True),
+    "triton": triton(block_q=128, block_k=64, interpret=True),
+}
 """Each kernel as it runs here, with small blocks, so that short rows have several."""
 
 
@@ -112,8 +117,9 @@ def test_devices_compute_their_own_rows_and_heads(rows):
 def test_work_follows_the_segments(num_segments):
     """The pairs of blocks that are computed are those of Σ len²: 16² / num_segments of a row of 16 blocks."""
     ids = jnp.asarray(packed_ids([2048 // num_segments] * num_segments, 2048))
-    low, high = blockwise._key_ranges(ids, ids)
-    assert int(jnp.sum(high - low)) == 256 // num_segments
+    for block in (128, 64):  # of keys, for each block of 128 queries
+        low, high = block_ranges(ids, ids, 128, block)
+        assert int(jnp.sum(high - low)) == 256 // num_segments * (128 // block)
     assert int(jnp.sum(splash.active_blocks(ids, ids, 128, 128))) == 256 // num_segments
 
 
@@ -140,7 +146,7 @@ def _columns(fetched, computed, columns):
 def test_auto_follows_the_meshs_platform_and_the_rows_length():
     assert choose_kernel("auto", 384, False) == "reference"
     assert choose_kernel("auto", 385, False) == "blockwise"
-    devices = {"tpu": "splash", "cpu": "blockwise", "rocm": "blockwise"}
+    devices = {"tpu": "splash", "gpu": "triton", "cpu": "blockwise", "rocm": "blockwise"}
     for platform, kernel in devices.items():
         device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
         mesh = jax.sharding.AbstractMesh((8,), ("data",), (AxisType.Explicit,), abstract_device=device)
@@ -162,5 +168,5 @@ def test_a_kernel_that_cannot_do_what_is_asked_raises(rows):
 
 
 def test_unknown_kernel_names_the_valid_ones(rows):
-    with pytest.raises(UserError, match="blockwise, reference, splash"):
+    with pytest.raises(UserError, match="blockwise, reference, splash, triton"):
         attention(*rows, kernel="flash")
