@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.shards import Index
 from sora_jax.commands.bench_packing import latent_index, synthetic_index
 from sora_jax.commands.main import main
+from sora_jax.commands.train import load_config
 from sora_jax.models.dit import DitConfig, forward_flops
 from sora_jax.models.text_encoder import TextEncoderConfig
 
@@ -122,3 +123,40 @@ def test_sampling_is_measured_with_a_configs_or_a_runs_parameters(generator_conf
     assert result["useful_flops_per_step"] == pytest.approx(2 * 2 * (with_text + without))
     assert main([*command[:2], "--run", str(tmp_path / "absent"), *options]) == 2
     assert main([*command, "--solver", "leap"]) == 2
+
+
+def test_attention_measures_one_row_with_more_and_more_segments(capsys) -> None:
+    command = "bench attention --row_tokens 600 --heads 2 --head_width 8 --segments 1,3 --steps 1 --rounds 1"
+    assert main(command.split()) == 0
+    result = last_line(capsys)
+    assert (result["kernel"], result["platform"]) == ("blockwise", "cpu")
+    assert [line["sum_of_squares"] for line in result["lines"]] == [600**2, 3 * 200**2]
+    assert [round(line["work"], 6) for line in result["lines"]] == [1, 0.333333]
+    one = result["lines"][0]
+    assert one["flops"] == 4 * 600**2 * 2 * 8 and one["time"] == 1 and one["step_s"] > 0
+    np.testing.assert_allclose(one["useful_tflops_per_s"], 3 * one["flops"] / one["step_s"] / 1e12)
+
+
+def test_attention_takes_the_rows_and_heads_of_a_config(capsys) -> None:
+    command = "bench attention --config configs/dit_quickstart.py --segments 2 --steps 1 --rounds 1 --kernel reference"
+    assert main(command.split()) == 0
+    result = last_line(capsys)
+    config = load_config("configs/dit_quickstart.py")
+    assert result["row_tokens"] == config.data.row_tokens and result["dtype"] == "float32"
+    assert result["heads"] * result["head_width"] == config.model.width
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--segments 1,x", "must be whole numbers with commas"),
+        ("--row_tokens 8 --segments 16", "16 segments do not fit in a row of 8 tokens"),
+        ("--kernel splash", "'splash' is written for tpu, but the mesh is of cpu"),
+        ("--kernel flash", "blockwise, reference, splash, triton"),
+        ("--rounds 0", "both must be at least 1"),
+        ("--config configs/autoencoder_quickstart.py", "which has no rows"),
+    ],
+)
+def test_attention_that_cannot_be_measured_is_one_line(options, message, capsys) -> None:
+    assert main(["bench", "attention", *options.split()]) == 2
+    assert message in capsys.readouterr().err
