@@ -70,6 +70,7 @@ setup(
         "cuda12-compiler": ["jax[cuda12-local]>=0.10", "nvidia-cuda-nvcc-cu12>=12.6"],  # no driver, no GPU needed
         "torch": ["torch>=2.13"],
         "transformers": ["torch>=2.13", "transformers>=5.24"],
+        "diffusers": ["torch>=2.13", "diffusers>=0.42"],
         "wandb": ["wandb>=0.18"],
     },
     entry_points={"console_scripts": ["sora-jax = sora_jax.commands.main:main"]},

@@ -1,10 +1,11 @@
-"""`sora-jax checkpoint`: a run's checkpoints from outside: list, verify, prune, export, import.
+"""`sora-jax checkpoint`: a run's checkpoints from outside: list, verify, prune, export, import, import-autoencoder.
 
     sora-jax checkpoint list --run runs/dit
     sora-jax checkpoint verify --run runs/dit
     sora-jax checkpoint prune --run runs/dit --keep_last 2 --keep_every 1000 --keep_best loss --dry_run
     sora-jax checkpoint export --run runs/dit --out dit.safetensors
     sora-jax checkpoint import --file dit.safetensors --out runs/dit_copy
+    sora-jax checkpoint import-autoencoder --file Wan2.1_VAE.pth --out runs/wan
 
 `verify` exits with code 2 for a damaged checkpoint, and says how to go on.
 """
@@ -15,18 +16,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.errors import UserError
+from sora_jax.models.codec import load_codec
+from sora_jax.models.layers import DTYPES
+from sora_jax.models.wan_files import load_wan
 from sora_jax.training.interchange import export_run, import_run
 from sora_jax.training.inventory import Entry, list_checkpoints, prune_run, verify_run
 from sora_jax.training.retention import Retention
+from sora_jax.training.trained_codec import is_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax checkpoint`."""
-    verbs = parser.add_subparsers(dest="checkpoint_verb", required=True, metavar="list|verify|prune|export|import")
+    verbs = parser.add_subparsers(dest="checkpoint_verb", required=True, metavar="list|verify|prune|export|import|…")
     verbs.add_parser("list", help="every checkpoint: step, time, size, loss, tier").set_defaults(checkpoint_run=_list)
     verify = verbs.add_parser("verify", help="read all files and compare them with what was written")
     verify.set_defaults(checkpoint_run=_verify)
@@ -49,10 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back.add_argument("--file", type=Path, required=True, metavar="FILE.safetensors")
     back.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run directory to make")
     back.set_defaults(checkpoint_run=lambda args: import_run(args.file, args.out))
+    published = verbs.add_parser("import-autoencoder", help="an export of Wan 2.1's published VAE, to encode with")
+    published.add_argument("--file", type=Path, required=True, metavar="FILE|DIR", help="the weights, or their folder")
+    published.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the export goes")
+    published.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of activations")
+    published.add_argument("--sha256", default="", metavar="HEX", help="the file's checksum, or how it begins")
+    published.set_defaults(checkpoint_run=_import_autoencoder)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Does what one of the five verbs says."""
+    """Does what one of the six verbs says."""
     return args.checkpoint_run(args)
 
 
@@ -92,3 +104,22 @@ def _prune(args: argparse.Namespace) -> dict[str, Any]:
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     return export_run(args.run, args.out, args.step, ema=not args.raw)
+
+
+def _import_autoencoder(args: argparse.Namespace) -> dict[str, Any]:
+    """Raises UserError, too, where `out` holds something else already."""
+    if is_run(args.out):
+        raise UserError(f"{args.out} is a run with checkpoints of its own; choose another --out")
+    codec = load_wan(args.file, args.dtype, args.sha256)
+    if (args.out / "autoencoder.json").exists() and load_codec(args.out).fingerprint != codec.fingerprint:
+        raise UserError(f"{args.out} holds another autoencoder; choose another --out, or delete it")
+    codec.save(args.out)
+    config = codec.config
+    return {
+        "out": str(args.out),
+        "architecture": "wan",
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(codec.params)),
+        "latent_channels": config.latent_channels,
+        "compression": f"{config.temporal_compression}x{config.spatial_compression}x{config.spatial_compression}",
+        "fingerprint": codec.fingerprint,
+    }

@@ -35,7 +35,7 @@ if sys.modules.get("__mp_main__", sys.modules["__main__"]) is not sys.modules["_
 VERBS = {
     "data": "make or look at data sets: synth (render a world), build (videos to shards), …",
     "train": "train what a config describes: an autoencoder or a diffusion transformer",
-    "checkpoint": "a run's checkpoints: list, verify, prune, export to safetensors, import",
+    "checkpoint": "a run's checkpoints: list, verify, prune, export to safetensors, import; published autoencoders",
     "sweep": "train one config with a few fields changed, many times: run, status, table, plot",
     "encode": "clip shards to latent shards, with a trained autoencoder",
     "sample": "text to video or image files, from a trained run",

@@ -32,6 +32,28 @@ Cache = list[jax.Array]
 """For each temporal layer, in order, the last input frames that the next chunk needs. Empty before the first chunk."""
 
 
+class Compression:
+    """What every autoencoder's config says: the latents' channels, how many pixels and frames one codes, how many
+    pixels beyond these it depends on, and how many latent frames are coded at a time."""
+
+    latent_channels: int
+    spatial_compression: int
+    temporal_compression: int
+    spatial_reach: int
+    chunk_latents: int
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(F, H, W, C). Raises UserError for frames that are not `1 + c n` or sizes that do not divide."""
+        c, s = self.temporal_compression, self.spatial_compression
+        if num_frames < 1 or (num_frames - 1) % c:
+            nearest = 1 + c * max(0, round((num_frames - 1) / c))
+            raise UserError(f"{num_frames} frames is not 1 + {c} n; the nearest legal number is {nearest}")
+        if min(height, width) < s or height % s or width % s:
+            near = tuple(s * max(1, round(n / s)) for n in (width, height))
+            raise UserError(f"{width}x{height} does not divide by {s}; the nearest legal size is {near[0]}x{near[1]}")
+        return 1 + (num_frames - 1) // c, height // s, width // s, self.latent_channels
+
+
 @dataclass(frozen=True)
 class Stage:
     """Downsample by (`space`, `time`), then `num_blocks` residual blocks of `width` channels."""
@@ -43,7 +65,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Compression):
     """`patch_size` is the first space-to-depth; compression is the product over it and the stages."""
 
     latent_channels: int = 16
@@ -68,16 +90,9 @@ class AutoencoderConfig:
             reach += scale * stage.num_blocks
         return reach
 
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(F, H, W, C). Raises UserError for frames that are not `1 + c n` or sizes that do not divide."""
-        c, s = self.temporal_compression, self.spatial_compression
-        if num_frames < 1 or (num_frames - 1) % c:
-            nearest = 1 + c * max(0, round((num_frames - 1) / c))
-            raise UserError(f"{num_frames} frames is not 1 + {c} n; the nearest legal number is {nearest}")
-        if height % s or width % s:
-            near = tuple(s * max(1, round(n / s)) for n in (width, height))
-            raise UserError(f"{width}x{height} does not divide by {s}; the nearest legal size is {near[0]}x{near[1]}")
-        return 1 + (num_frames - 1) // c, height // s, width // s, self.latent_channels
+    @property
+    def chunk_latents(self) -> int:
+        return 4
 
 
 class Posterior(NamedTuple):
@@ -101,9 +116,15 @@ class Stream:
         self.is_first = not cache
         self.old, self.new = list(cache), []
 
-    def extend(self, x: Float[Array, "B T H W D"], num_past: int) -> Float[Array, "B T2 H W D"]:
-        """`x` with the `num_past` frames before it. Before a video's first frame lie copies of that frame."""
-        past = jnp.repeat(x[:, :1], num_past, axis=1) if self.is_first else self.old.pop(0)
+    def extend(
+        self, x: Float[Array, "B T H W D"], num_past: int, *, after_zeros: bool = False
+    ) -> Float[Array, "B T2 H W D"]:
+        """`x` with the `num_past` frames before it. Before a video's first frame lie copies of that frame, or zeros."""
+        if self.is_first:
+            shape = (x.shape[0], num_past, *x.shape[2:])
+            past = jnp.zeros(shape, x.dtype) if after_zeros else jnp.repeat(x[:, :1], num_past, axis=1)
+        else:
+            past = self.old.pop(0)
         extended = jnp.concatenate([past, x], axis=1)
         self.new.append(extended[:, -num_past:])
         return extended

@@ -22,23 +22,29 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from data_pipeline.errors import UserError
-from sora_jax.config import build_config
+from sora_jax.config import build_config, choose
 from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, VideoAutoencoder
 from sora_jax.models.layers import definition
 from sora_jax.models.tiling import Blend, Tiling, tiles
+from sora_jax.models.wan import WanAutoencoder, WanConfig
 
-CHUNK_LATENTS = 4
-"""Latent frames that are coded at a time: memory does not grow with the clip."""
+OURS = "sora_jax"
+ARCHITECTURES: dict[str, tuple[type[Any], type[Any]]] = {
+    OURS: (AutoencoderConfig, VideoAutoencoder),
+    "wan": (WanConfig, WanAutoencoder),
+}
+"""Name in an export → config (a `Compression`) and module, whose `encode` and `decode` take and return a cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """Frozen autoencoder weights with the statistics `[C]` of the latents that they make.
 
-    With `tiling`, every frame is coded in tiles; it is how latents are made, not what they are, and is not saved.
+    Videos are coded `config.chunk_latents` latent frames at a time, so that memory does not grow with the clip. With
+    `tiling`, every frame is coded in tiles; it is how latents are made, not what they are, and is not saved.
     """
 
-    config: AutoencoderConfig
+    config: AutoencoderConfig | WanConfig
     params: dict[str, Any]
     latent_mean: Float32[np.ndarray, " C"]
     latent_std: Float32[np.ndarray, " C"]
@@ -66,7 +72,7 @@ class Codec:
     def posterior(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Posterior:
         """As `encode`, with the log-variances."""
         self.config.latent_shape(*video.shape[1:4])
-        step, cache, parts = CHUNK_LATENTS * self.config.temporal_compression, [], []
+        step, cache, parts = self.config.chunk_latents * self.config.temporal_compression, [], []
         if self.tiling is not None:
             parts = list(self._encode_tiled(video, self.tiling, step))
         else:
@@ -85,7 +91,7 @@ class Codec:
             yield from self._decode_tiled(latents, self.tiling)
             return
         cache: list[jax.Array] = []
-        for start, end in _chunks(latents.shape[1], CHUNK_LATENTS):
+        for start, end in _chunks(latents.shape[1], self.config.chunk_latents):
             pixels, cache = _decode(self.config, self.params, jnp.asarray(latents[:, start:end], jnp.float32), cache)
             yield np.asarray(pixels)
 
@@ -113,7 +119,7 @@ class Codec:
         tiling.check(scale)
         places = tiles(*latents.shape[2:4], tiling.tile // scale, tiling.overlap // scale)
         caches: list[Any] = [[] for _ in places]
-        for start, end in _chunks(latents.shape[1], CHUNK_LATENTS):
+        for start, end in _chunks(latents.shape[1], self.config.chunk_latents):
             blend = Blend(tiling.overlap, self.config.spatial_reach)
             for i, place in enumerate(places):
                 part = place.cut(latents[:, start:end]).astype(np.float32)
@@ -155,12 +161,14 @@ def load_codec(directory: Path | str) -> Codec:
         params = traverse_util.unflatten_dict(load_file(folder / "weights.safetensors"), sep="/")
         mean, std = (np.asarray(header[name], np.float32) for name in ("latent_mean", "latent_std"))
         config, said = dict(header["config"]), str(header["fingerprint"])
+        name = header.get("architecture", OURS)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the autoencoder export {folder} is damaged ({error!r}); copy it or run encode again"
         ) from error
+    kind, _ = choose(ARCHITECTURES, name, f"the architecture in {folder}/autoencoder.json")
     codec = Codec(
-        config=build_config(AutoencoderConfig, config, f"{folder}/autoencoder.json: config"),
+        config=build_config(kind, config, f"{folder}/autoencoder.json: config"),
         params=jax.tree.map(jnp.asarray, params),
         latent_mean=mean,
         latent_std=std,
@@ -178,14 +186,19 @@ def to_float(video: UInt8[np.ndarray, "..."] | jax.Array) -> jax.Array:
     return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
 
 
-def apply(config: AutoencoderConfig, params: dict[str, Any]) -> VideoAutoencoder:
+def apply(config: AutoencoderConfig | WanConfig, params: dict[str, Any]) -> VideoAutoencoder | WanAutoencoder:
     """The module with these parameters."""
     return nnx.merge(_definition(config), params)
 
 
 @functools.cache
-def _definition(config: AutoencoderConfig) -> Any:
-    return definition(lambda rngs: VideoAutoencoder(config, rngs))
+def _definition(config: AutoencoderConfig | WanConfig) -> Any:
+    _, module = ARCHITECTURES[_architecture(config)]
+    return definition(lambda rngs: module(config, rngs))
+
+
+def _architecture(config: AutoencoderConfig | WanConfig) -> str:
+    return next(name for name, (kind, _) in ARCHITECTURES.items() if type(config) is kind)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -213,7 +226,9 @@ def _chunks(length: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def _header(codec: Codec) -> dict[str, Any]:
+    name = _architecture(codec.config)
     return {
+        **({} if name == OURS else {"architecture": name}),  # ours have none: fingerprints are older than the others
         "config": dataclasses.asdict(codec.config),
         "latent_mean": [float(v) for v in codec.latent_mean],
         "latent_std": [float(v) for v in codec.latent_std],

@@ -1,0 +1,95 @@
+"""A published autoencoder through the command line: imported, clips encoded, a generator trained and sampled."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.shards import ShardReader
+from data_pipeline.video_io import decode
+from sora_jax.commands.main import main
+from sora_jax.models.codec import load_codec
+from sora_jax.models.wan import WanConfig
+from tests.sora_jax.models.published_wan import describe, tensors, write
+
+CONFIG = WanConfig(base_width=8, widths=(1, 1, 1, 2), num_blocks=1)
+DIT = (
+    "--config.train.num_steps=1",
+    "--config.train.batch_rows=8",
+    "--config.train.eval_every=0",
+    "--config.train.preview_every=0",
+    "--config.model.width=16",
+    "--config.model.depth=1",
+    "--config.model.num_heads=2",
+)
+
+
+def run(*argv: object) -> int:
+    return main([str(word) for word in argv])
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published weights, their export, clips, and latents."""
+    d = tmp_path_factory.mktemp("imported")
+    published = write(d / "vae", describe(CONFIG), tensors(CONFIG))
+    assert run("checkpoint", "import-autoencoder", "--file", published, "--out", d / "wan") == 0
+    assert run("data", "synth", "--world", "quickstart", "--clips", 24, "--seed", 3, "--out", d / "videos") == 0
+    captions = d / "videos/captions.jsonl"
+    assert run("data", "build", "--videos", d / "videos", "--captions", captions, "--out", d / "clips") == 0
+    options = ("--autoencoder", d / "wan", "--data", d / "clips", "--batch_size", 8)
+    assert run("encode", *options, "--out", d / "latents") == 0
+    return d
+
+
+def test_latents_are_the_imported_ones_with_the_published_statistics(world):
+    reader, codec = ShardReader(world / "latents"), load_codec(world / "wan")
+    metadata = reader.manifest.metadata
+    assert metadata["autoencoder_fingerprint"] == codec.fingerprint
+    np.testing.assert_allclose(metadata["latent_mean"], describe(CONFIG)["latents_mean"], rtol=1e-6)
+    np.testing.assert_allclose(metadata["latent_std"], describe(CONFIG)["latents_std"], rtol=1e-6)
+    record, (frames, _) = reader.read(0), decode(ShardReader(world / "clips").read(0).video)
+    latents = record.latent_array().astype(np.float32)
+    assert frames.shape == (9, 32, 32, 3) and latents.shape == (3, 4, 4, 16)
+    np.testing.assert_allclose(latents, codec.encode(frames[None])[0], rtol=1e-2, atol=1e-2)  # bfloat16
+    assert codec.decode(latents[None]).shape == (1, *frames.shape)
+
+
+def test_a_generator_trains_and_samples_on_them(world, repository, capsys):
+    data = f"--config.data.path={world / 'latents'}"
+    assert (
+        run("train", "--config", repository / "configs/dit_quickstart.py", "--workdir", world / "dit", data, *DIT) == 0
+    )
+    assert last_line(capsys)["step"] == 1
+    out = world / "red.png"
+    options = ("--prompt", "a red circle", "--frames", 1, "--steps", 1, "--guidance", 1, "--size", "24x32")
+    assert run("sample", "--run", world / "dit", *options, "--out", out) == 0
+    assert decode(out)[0].shape == (1, 32, 24, 3)
+
+
+def test_latents_of_another_published_autoencoder_are_refused(world, tmp_path, capsys):
+    published = write(tmp_path / "vae", describe(CONFIG), tensors(CONFIG, seed=1))
+    assert run("checkpoint", "import-autoencoder", "--file", published, "--out", tmp_path / "other") == 0
+    options = ("--autoencoder", tmp_path / "other", "--data", world / "clips", "--batch_size", 8)
+    assert run("encode", *options, "--out", world / "latents") == 2
+    assert "another autoencoder fingerprint" in capsys.readouterr().err
+    assert run("checkpoint", "import-autoencoder", "--file", published, "--out", world / "wan") == 2
+    assert "holds another autoencoder" in capsys.readouterr().err
+
+
+def test_the_import_says_what_it_read_and_does_not_mind_a_second_time(world, capsys):
+    again = ("checkpoint", "import-autoencoder", "--file", world / "vae", "--out", world / "wan")
+    assert run(*again) == 0
+    said, codec = last_line(capsys), load_codec(world / "wan")
+    assert said["fingerprint"] == codec.fingerprint and said["compression"] == "4x8x8"
+    assert said["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(codec.params))
+    assert run(*again, "--sha256", "00") == 2
+    assert "expected 00" in capsys.readouterr().err
+    assert run("checkpoint", "import-autoencoder", "--file", world / "none.pth", "--out", world / "x") == 2
+    assert "there is no file" in capsys.readouterr().err and not (world / "x").exists()
