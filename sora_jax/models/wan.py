@@ -9,6 +9,7 @@ times slower, and the sum of three 2D ones up to twice.
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -276,7 +277,7 @@ def numbered(modules: list[nnx.Module]) -> nnx.Dict:
     return nnx.Dict({str(i): module for i, module in enumerate(modules)})
 
 
-def each_frame(fn, x: Float[Array, "B T H W D"]) -> Float[Array, "B T H2 W2 E"]:
+def each_frame(fn: Callable[[jax.Array], jax.Array], x: Float[Array, "B T H W D"]) -> Float[Array, "B T H2 W2 E"]:
     """`fn` of every frame on its own, `[N, H, W, D]` at once."""
     y = fn(x.reshape(-1, *x.shape[2:]))
     return y.reshape(*x.shape[:2], *y.shape[1:])

@@ -10,8 +10,11 @@ import pytest
 from data_pipeline.shards import ShardReader
 from data_pipeline.video_io import decode
 from sora_jax.commands.main import main
+from sora_jax.commands.train import load_config
 from sora_jax.models.codec import load_codec
 from sora_jax.models.wan import WanConfig
+from sora_jax.objectives.diffusion import prepare
+from tests.data_pipeline.conftest import write_clips
 from tests.sora_jax.models.published_wan import describe, tensors, write
 
 CONFIG = WanConfig(base_width=8, widths=(1, 1, 1, 2), num_blocks=1)
@@ -20,6 +23,7 @@ DIT = (
     "--config.train.batch_rows=8",
     "--config.train.eval_every=0",
     "--config.train.preview_every=0",
+    "--config.preview.prompts=()",
     "--config.model.width=16",
     "--config.model.depth=1",
     "--config.model.num_heads=2",
@@ -40,12 +44,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     d = tmp_path_factory.mktemp("imported")
     published = write(d / "vae", describe(CONFIG), tensors(CONFIG))
     assert run("checkpoint", "import-autoencoder", "--file", published, "--out", d / "wan") == 0
-    assert run("data", "synth", "--world", "quickstart", "--clips", 24, "--seed", 3, "--out", d / "videos") == 0
-    captions = d / "videos/captions.jsonl"
-    assert run("data", "build", "--videos", d / "videos", "--captions", captions, "--out", d / "clips") == 0
-    options = ("--autoencoder", d / "wan", "--data", d / "clips", "--batch_size", 8)
-    assert run("encode", *options, "--out", d / "latents") == 0
+    write_clips(d / "clips", [(5, 16, 24)] * 4)
+    assert run(*encode(d / "wan", d)) == 0
     return d
+
+
+def overrides(d: Path) -> list[str]:
+    return [f"--config.data.path={d / 'latents'}", *DIT]
+
+
+def encode(autoencoder: Path, d: Path) -> tuple[object, ...]:
+    return "encode", "--autoencoder", autoencoder, "--data", d / "clips", "--out", d / "latents", "--batch_size", 4
 
 
 def test_latents_are_the_imported_ones_with_the_published_statistics(world):
@@ -56,28 +65,44 @@ def test_latents_are_the_imported_ones_with_the_published_statistics(world):
     np.testing.assert_allclose(metadata["latent_std"], describe(CONFIG)["latents_std"], rtol=1e-6)
     record, (frames, _) = reader.read(0), decode(ShardReader(world / "clips").read(0).video)
     latents = record.latent_array().astype(np.float32)
-    assert frames.shape == (9, 32, 32, 3) and latents.shape == (3, 4, 4, 16)
+    assert frames.shape == (5, 16, 24, 3) and latents.shape == (2, 2, 3, 16)
     np.testing.assert_allclose(latents, codec.encode(frames[None])[0], rtol=1e-2, atol=1e-2)  # bfloat16
     assert codec.decode(latents[None]).shape == (1, *frames.shape)
 
 
-def test_a_generator_trains_and_samples_on_them(world, repository, capsys):
-    data = f"--config.data.path={world / 'latents'}"
-    assert (
-        run("train", "--config", repository / "configs/dit_quickstart.py", "--workdir", world / "dit", data, *DIT) == 0
-    )
+def test_a_generators_batches_are_these_latents_normalised(world, repository):
+    prepared = prepare(load_config(str(repository / "configs/dit_quickstart.py"), overrides(world)).to_dict())
+    assert prepared.task.fingerprints["autoencoder"] == load_codec(world / "wan").fingerprint
+    batch = next(iter(prepared.make_batches(0, 1)))
+    codec, rows = load_codec(world / "wan"), batch["tokens"][batch["segment_ids"] > 0]
+    reader = ShardReader(world / "latents")
+    known = [codec.normalise(reader.read(n).latent_array().astype(np.float32)) for n in range(reader.num_records())]
+    tokens = np.concatenate([latents.reshape(-1, latents.shape[-1]) for latents in known])
+    nearest = np.min(np.max(np.abs(rows[:, None] - tokens[None]), axis=-1), axis=1)
+    assert np.max(nearest) < 1e-5
+
+
+@pytest.mark.diffusers
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_generator_trains_and_samples_in_the_latent_space_of_a_file_of_diffusers(repository, tmp_path, capsys):
+    diffusers = pytest.importorskip("diffusers")
+    small = dict(base_dim=8, dim_mult=[1, 1, 1, 2], num_res_blocks=1)
+    diffusers.AutoencoderKLWan(**small).save_pretrained(tmp_path / "vae")
+    assert run("checkpoint", "import-autoencoder", "--file", tmp_path / "vae", "--out", tmp_path / "wan") == 0
+    write_clips(tmp_path / "clips", [(5, 16, 24)] * 4)
+    assert run(*encode(tmp_path / "wan", tmp_path)) == 0
+    config = repository / "configs/dit_quickstart.py"
+    assert run("train", "--config", config, "--workdir", tmp_path / "dit", *overrides(tmp_path)) == 0
     assert last_line(capsys)["step"] == 1
-    out = world / "red.png"
-    options = ("--prompt", "a red circle", "--frames", 1, "--steps", 1, "--guidance", 1, "--size", "24x32")
-    assert run("sample", "--run", world / "dit", *options, "--out", out) == 0
-    assert decode(out)[0].shape == (1, 32, 24, 3)
+    options = ("--prompt", "a red circle", "--frames", 1, "--steps", 1, "--guidance", 1, "--size", "24x16")
+    assert run("sample", "--run", tmp_path / "dit", *options, "--out", tmp_path / "red.png") == 0
+    assert decode(tmp_path / "red.png")[0].shape == (1, 16, 24, 3)
 
 
 def test_latents_of_another_published_autoencoder_are_refused(world, tmp_path, capsys):
     published = write(tmp_path / "vae", describe(CONFIG), tensors(CONFIG, seed=1))
     assert run("checkpoint", "import-autoencoder", "--file", published, "--out", tmp_path / "other") == 0
-    options = ("--autoencoder", tmp_path / "other", "--data", world / "clips", "--batch_size", 8)
-    assert run("encode", *options, "--out", world / "latents") == 2
+    assert run(*encode(tmp_path / "other", world)) == 2
     assert "another autoencoder fingerprint" in capsys.readouterr().err
     assert run("checkpoint", "import-autoencoder", "--file", published, "--out", world / "wan") == 2
     assert "holds another autoencoder" in capsys.readouterr().err
