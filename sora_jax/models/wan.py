@@ -25,6 +25,9 @@ from sora_jax.models.layers import DTYPES
 TAPS = 3
 """Positions of every kernel, in time and space."""
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+WHOLE_LOGITS = 16384
+"""Up to so many positions (1280x720 pixels have 14,400) a frame's logits are made at once, at most 1 GiB; beyond them
+in blocks. The GPU's and the TPU's kernels are for many narrow heads: a tile of this one, 384 wide, is too large."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ class FrameAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B T H W D"]) -> Float[Array, "B T H W D"]:
         b, t, y, z, d = x.shape
         q, k, v = jnp.split(self.to_qkv(self.norm(x)).reshape(b * t, y * z, 1, 3 * d), 3, axis=-1)
-        ids = jnp.ones((b * t, y * z), jnp.int32)
-        return x + self.proj(attention(q, k, v, ids, ids).reshape(x.shape))
+        ids, kernel = jnp.ones((b * t, y * z), jnp.int32), "reference" if y * z <= WHOLE_LOGITS else "blockwise"
+        return x + self.proj(attention(q, k, v, ids, ids, kernel).reshape(x.shape))
 
 
 class MidBlock(nnx.Module):
