@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,7 +9,10 @@ from data_pipeline.shards import Index
 from sora_jax.commands.bench_packing import latent_index, synthetic_index
 from sora_jax.commands.main import main
 from sora_jax.commands.train import load_config
+from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
+from sora_jax.models.codec import Codec
 from sora_jax.models.dit import DitConfig, forward_flops
+from sora_jax.models.layers import initialise
 from sora_jax.models.text_encoder import TextEncoderConfig
 
 
@@ -160,3 +164,39 @@ def test_attention_takes_the_rows_and_heads_of_a_config(capsys) -> None:
 def test_attention_that_cannot_be_measured_is_one_line(options, message, capsys) -> None:
     assert main(["bench", "attention", *options.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.diffusers
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_wans_network_is_measured_beside_the_same_one_in_pytorch(capsys) -> None:
+    command = "bench autoencoder --width 8 --size 32 --frames 5 --batch_size 2 --rounds 1 --pytorch"
+    assert main(command.split()) == 0
+    result = last_line(capsys)
+    assert (result["platform"], result["pytorch_device"]) == ("cpu", "cpu") and result["shape"] == [2, 5, 32, 32, 3]
+    assert result["encode"]["largest_difference"] < 1e-4 < result["encode"]["deviation"]
+    assert result["decode"]["largest_difference"] <= 1 < result["decode"]["deviation"]  # 8-bit levels
+    for verb in ("encode", "decode"):
+        measured = result[verb]
+        ratio = measured["ours_frames_per_s"] / measured["pytorch_frames_per_s"]
+        np.testing.assert_allclose(measured["its_time_over_ours"], ratio)
+
+
+def test_an_export_of_ours_is_measured_alone(tmp_path, capsys) -> None:
+    config = AutoencoderConfig(latent_channels=4, stages=(Stage(1, 2, 8, 1), Stage(2, 2, 8, 1)))
+    params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
+    Codec(config, params, np.zeros(4, np.float32), np.ones(4, np.float32)).save(tmp_path)
+    command = ["bench", "autoencoder", "--autoencoder", str(tmp_path), "--size", "16", "--rounds", "1"]
+    assert main([*command, "--frames", "5"]) == 0
+    result = last_line(capsys)
+    assert result["encode"].keys() == result["decode"].keys() == {"ours_frames_per_s"}
+    assert main([*command, "--frames", "5", "--pytorch"]) == 2
+    assert "--pytorch is for Wan's network" in capsys.readouterr().err
+    assert main([*command, "--frames", "6"]) == 2
+    assert "6 frames is not 1 + 4 n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", ["--width 0", "--width 8 --rounds 0", "--width 8 --batch_size 0"])
+def test_an_autoencoder_that_cannot_be_measured_is_one_line(options, capsys) -> None:
+    assert main(["bench", "autoencoder", *options.split()]) == 2
+    assert "is 0, but must be at least 1" in capsys.readouterr().err
