@@ -18,6 +18,7 @@ from sora_jax.diffusion.generation import DiffusionConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.t5 import T5Config, T5Encoder
 from sora_jax.objectives.diffusion import make_task, model_config, stream_config
+from sora_jax.parallel import check_tokens
 from sora_jax.types import Frozen, Task
 
 FPS, COMPRESSION = 24.0, 4
@@ -95,6 +96,7 @@ def without_data(config: Mapping[str, Any], sizes: DataSizes) -> Synthetic:
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     layout = stream_config(config).layout(sizes.latent_channels)
     _check_fit(layout, sizes)
+    check_tokens(train.mesh, layout.row_tokens)
     model = model_config(config["model"], layout.patch_values, sizes.vocab_size)
     cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
     return Synthetic(make_task(cfg, optim, random_frozen(model.text)), train, optim, cfg, layout, sizes)

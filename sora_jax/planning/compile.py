@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sora_jax.parallel import batch_shardings, check_rows, state_shardings
+from sora_jax.parallel import batch_shardings, check_rows, check_tokens, state_shardings
 from sora_jax.planning.subjects import Subject
 from sora_jax.training.step import abstract_state, make_train_step
 
@@ -64,6 +64,8 @@ def _sharded(tree: Any, shardings: Any) -> Any:
 def compile_step(subject: Subject, mesh: Mesh) -> Program | DoesNotFit:
     """Compiles the step. Raises UserError for rows that the mesh cannot split."""
     check_rows(mesh, subject.train.batch_rows, subject.train.microbatches)
+    if "segment_ids" in subject.batch:  # packed rows
+        check_tokens(mesh.shape, subject.batch["segment_ids"].shape[1])
     begun = time.perf_counter()
     with jax.set_mesh(mesh):
         arguments = abstract_arguments(subject, mesh)

@@ -41,13 +41,16 @@ def assert_same(ours, oracle):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_heads, exchange", [(4, "all-to-all"), (3, "collective-permute")])
-def test_a_spread_row_attends_to_itself_by_heads_or_round_the_ring(num_heads, exchange):
+@pytest.mark.parametrize(
+    "kernel, num_heads, exchange",
+    [("blockwise", 4, "all-to-all"), ("blockwise", 3, "collective-permute"), ("reference", 4, "all-gather")],
+)
+def test_a_spread_row_attends_to_itself_by_heads_or_round_the_ring(kernel, num_heads, exchange):
     q, k, v, ids, _ = packed(num_heads)
     mesh = make_mesh({"data": 2, "context": 4})
     with jax.set_mesh(mesh):
         q, k, v = (jax.device_put(x, jax.NamedSharding(mesh, P("data", "context"))) for x in (q, k, v))
-        compiled = gradients_and_value(lambda *qkv: attention(*qkv, ids, ids, "blockwise"), q, k, v)
+        compiled = gradients_and_value(lambda *qkv: attention(*qkv, ids, ids, kernel), q, k, v)
         ours = compiled(q, k, v)
     assert {e for e in EXCHANGES[:3] if e in compiled.as_text()} == {exchange}
     oracle = gradients_and_value(lambda *qkv: reference_attention(*qkv, ids, ids), *packed(num_heads)[:3])

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.tpu_compiler
 @pytest.fixture
 def v5p(monkeypatch):
     """The devices of a host of TPU v5p, for the compiler only."""
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
     return topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
@@ -41,3 +42,22 @@ def test_the_seam_compiles_to_splash_on_a_mesh_of_tpus_without_an_exchange(v5p, 
     for kernel in ("splash_mha_fwd_segmented_residuals", "splash_mha_dq_segmented", "splash_mha_dkv_segmented"):
         assert kernel in text
     assert "all-gather" not in text and "all-reduce" not in text and "all-to-all" not in text
+
+
+@pytest.mark.parametrize("heads, exchange", [(4, "all-to-all"), (6, "collective-permute")])
+def test_a_spread_row_compiles_by_heads_and_round_the_ring(v5p, heads, exchange):
+    mesh = make_mesh({"context": 4}, v5p)
+    sharding = NamedSharding(mesh, PartitionSpec(None, "context"))
+    tensor = jax.ShapeDtypeStruct((1, 8192, heads, 128), jnp.bfloat16, sharding=sharding)
+    ids = jax.ShapeDtypeStruct((1, 8192), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def gradients(q, k, v, ids):
+        loss = lambda q, k, v: jnp.sum(attention(q, k, v, ids, ids).astype(jnp.float32) ** 2)  # noqa: E731
+        return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(gradients).lower(tensor, tensor, tensor, ids).compile().as_text()
+    exchanges = {
+        e for e in ("all-to-all", "collective-permute", "all-gather") if f"{e}(" in text or f"{e}-start(" in text
+    }
+    assert exchanges == {exchange} and "splash_mha_fwd_segmented_residuals" in text

@@ -8,25 +8,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sora_jax.models.attention import attention
 from sora_jax.parallel import make_mesh
+from sora_jax.planning.topologies import CHIPS, gpu_target
 
 pytestmark = pytest.mark.cuda_compiler
-
-H100 = (
-    "gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 "
-    "shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048 core_count: 132 "
-    "fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 "
-    "memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84942979072 "
-    "registers_per_core_limit: 65536 registers_per_block_limit: 65536 cuda_compute_capability { major: 9 minor: 0 } } "
-    'platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } runtime_version { major: 12 minor: 9 } '
-    'device_description_str: "NVIDIA H100 80GB HBM3"'
-)
 
 
 @pytest.fixture
 def h100(monkeypatch):
     """The devices of a host of eight H100, for the compiler only."""
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    return topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x8").devices
+    return topologies.get_topology_desc("", "cuda", target_config=gpu_target(CHIPS["h100"]), topology="1x1x8").devices
 
 
 @pytest.mark.parametrize("keys, width, dtype", [(8192, 128, "bfloat16"), (512, 72, "bfloat16"), (8192, 64, "float32")])

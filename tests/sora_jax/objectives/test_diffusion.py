@@ -1,4 +1,4 @@
-"""Packed = unpacked, no gradient across samples, known tokens stay clean, sharded = unsharded."""
+"""Packed = unpacked, no gradient across samples, known tokens stay clean. `test_meshes.py`: sharded = unsharded."""
 
 import dataclasses
 
@@ -27,7 +27,6 @@ from sora_jax.objectives.diffusion import (
     training_flops,
     velocity_errors,
 )
-from sora_jax.parallel import make_mesh, put_batch, state_shardings
 from tests.sora_jax.models.published_t5 import describe, tensors, write
 
 LAYOUT = RowLayout(40, 16, 3, (1, 1, 1), 4, 2.0)
@@ -117,27 +116,6 @@ def test_noise_depends_on_the_global_row_alone(params):
     halves = [loss(params, (), {k: v[i : i + 1] for k, v in batch.items()}, key, jnp.int32(i)) for i in range(2)]
     np.testing.assert_allclose(whole.total, halves[0].total + halves[1].total, rtol=1e-5)
     assert whole.weight == halves[0].weight + halves[1].weight
-
-
-@pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_sharded_equals_unsharded(params, shape):
-    rows = [pack_row([s], LAYOUT) for s in samples()] * 3
-    batch = stack_rows(rows[:8])
-    loss = make_loss(CONFIG)
-
-    def mean(params, batch):
-        out = loss(params, (), batch, jax.random.key(4), jnp.int32(0))
-        return out.total / out.weight
-
-    plain, grad_plain = jax.jit(jax.value_and_grad(mean))(params, {k: jnp.asarray(v) for k, v in batch.items()})
-    mesh = make_mesh(shape)
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(params, state_shardings(params, mesh))
-        value, grad = jax.jit(jax.value_and_grad(mean))(placed, put_batch(batch, mesh))
-    np.testing.assert_allclose(value, plain, rtol=1e-5)
-    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grad_plain))
-    for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(grad_plain), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_evaluate_reports_buckets_that_average_to_the_loss(params):

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipeline.errors import UserError
 from data_pipeline.packing import RowLayout, SampleInput, pack_row, stack_rows
+from sora_jax.commands.train import load_config
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
 from sora_jax.models.dit import Dit, DitConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.text_encoder import TextEncoderConfig
+from sora_jax.objectives import diffusion
 from sora_jax.objectives.diffusion import make_loss
+from sora_jax.objectives.synthetic import DataSizes, without_data
 from sora_jax.parallel import AXES, make_mesh, put_batch, state_shardings
 
 LAYOUT = RowLayout(48, 16, 5, (1, 1, 1), 4, 2.0)
@@ -103,3 +107,11 @@ def test_sharded_equals_unsharded(shape, params, batch, unsharded):
 def test_sharded_equals_unsharded_on_every_mesh_of_eight_devices(shape, params, batch, unsharded):
     assert len(EVERY) == 35
     assert_a_mesh_changes_nothing(shape, params, batch, unsharded)
+
+
+def test_a_row_that_context_cannot_split_is_an_error_before_data_is_read():
+    config = load_config("configs/dit_quickstart.py").to_dict()
+    config["train"]["mesh"] = {"context": 7}
+    for prepared in (diffusion.prepare, lambda c: without_data(c, DataSizes(16, 100, 1, 0))):
+        with pytest.raises(UserError, match="row_tokens=96 .* over context=7 .* nearest legal value is 98"):
+            prepared(config)
