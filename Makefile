@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 HEAVY  := meshes or tpu_compiler or cuda_compiler or ray or slurm or hosts or chromium or wandb or storm or torch or transformers or diffusers
 
-.PHONY: setup quickstart demo test test-all lint clean
+.PHONY: setup quickstart demo test test-all plans lint clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,11 @@ test-all: setup
 	command -v slurmctld && command -v munged || (apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[torch,transformers,diffusers,wandb,tpu,cuda12-compiler]"
 	$(BIN)/python -m pytest -m "$(HEAVY)"
+
+# The production configs, each compiled for its hardware: an hour on two cores. FILE=… takes another list.
+plans: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tpu,cuda12-compiler]"
+	$(BIN)/sora-jax plan --list $(or $(FILE),configs/plans/production.py)
 
 lint: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"

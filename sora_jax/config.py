@@ -59,6 +59,7 @@ class TrainConfig:
     Of the checkpoints, the `keep_last` newest are kept, each multiple of `keep_every` (0: none), and the best by the
     held-out metric `keep_best` ("": none; "psnr:max" for one that should be large). With `fast_dir`, every save goes to
     that storage, and one of each `durable_every` steps (0: each save) is copied to the run directory behind it.
+    `xla` overrides the compiler's options of `training/xla_options.py`, one by one ("" takes one out).
     `restore_check` compares the files of a checkpoint with what was written by "sha256", or by "size" alone.
     """
 
@@ -88,6 +89,7 @@ class TrainConfig:
     trace_steps: int = 5
     wandb_project: str = ""
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+    xla: dict[str, str] = dataclasses.field(default_factory=dict)
     init_from: str = ""
 
     def __post_init__(self) -> None:

@@ -7,10 +7,15 @@ a remedy is named. docs/plan.md says what the numbers mean.
 """
 
 import argparse
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
 from sora_jax.commands.train import load_config
+from sora_jax.planning.many import EXIT_DOES_NOT_FIT, markdown, run_plans
 from sora_jax.planning.topologies import (
     ATTACHED,
     LEGAL,
@@ -21,15 +26,20 @@ from sora_jax.planning.topologies import (
     prepare_environment,
 )
 
+SHOWN = 10
+"""So many of the ranked layouts are shown."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax plan`."""
-    parser.add_argument(
-        "--config", required=True, metavar="FILE.py", help="the run's config; --config.name=value sets one field"
-    )
-    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help=LEGAL)
+    parser.add_argument("--config", metavar="FILE.py", help="the run's config; --config.name=value sets one field")
+    parser.add_argument("--topology", metavar="KIND:SHAPE", help=LEGAL)
+    parser.add_argument("--list", metavar="FILE.py", help="in place of both: every plan of its PLANS, one by one")
     parser.add_argument("--slices", type=int, default=1, help="TPU slices of that shape, joined by the network")
     parser.add_argument("--mesh", metavar="AXIS=N,…", help="in place of config.train.mesh, such as fsdp=128,context=4")
+    parser.add_argument(
+        "--search", type=int, default=0, metavar="N", help="rank meshes, accumulation and remat; compile the best N"
+    )
     parser.add_argument("--measure", action="store_true", help="run the step too, where the devices are attached")
     parser.add_argument("--tokens", type=float, default=1e12, help="video tokens of the whole training")
     parser.add_argument("--segments", type=int, default=4, help="clips in a row, for the FLOPs of attention")
@@ -39,11 +49,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prints tables to stderr, and returns the same as numbers."""
+    if args.list:
+        return run_list(args)
+    if not (args.config and args.topology):
+        raise UserError("plan needs --config FILE.py and --topology KIND:SHAPE, or --list FILE.py")
     config = load_config(args.config, args.overrides).to_dict()
     if args.mesh:
         config["train"]["mesh"] = parse_mesh(args.mesh)
     check_positive(args)
     return plan(config, find_topology(args), args)
+
+
+def run_list(args: argparse.Namespace) -> dict[str, Any]:
+    """Every plan of a list; a Markdown table goes to stderr. Exit code 2 if one does not fit."""
+    if not Path(args.list).is_file():
+        raise UserError(f"there is no list of plans {args.list}; see configs/plans/ for what there is")
+    plans = runpy.run_path(args.list).get("PLANS")
+    if not plans:
+        raise UserError(f"{args.list} has no PLANS, or none in it")
+    reports = list(run_plans(plans, ("--tokens", str(args.tokens), *args.overrides)))
+    print(markdown(reports), file=sys.stderr)
+    fits = all(report["fits"] for report in reports)
+    return {"plans": reports, "fits": fits, **({} if fits else {"exit_code": EXIT_DOES_NOT_FIT})}
 
 
 def find_topology(args: argparse.Namespace) -> Topology:
@@ -67,8 +94,12 @@ def plan(config: dict[str, Any], topology: Topology, args: argparse.Namespace) -
     from sora_jax.planning.report import make_report, tables
     from sora_jax.planning.subjects import Assumptions, diffusion_subject
 
-    subject = diffusion_subject(config, Assumptions(args.latent_channels, args.vocab_size, args.segments))
-    mesh = make_mesh(subject.train.mesh, describe_devices(topology))
+    assumed = Assumptions(args.latent_channels, args.vocab_size, args.segments)
+    devices = describe_devices(topology)
+    if args.search:
+        return search(config, assumed, topology, devices, args)
+    subject = diffusion_subject(config, assumed)
+    mesh = make_mesh(subject.train.mesh, devices)
     program = compile_step(subject, mesh)
     report = make_report(subject, topology, mesh, program, args.tokens)
     if args.measure and isinstance(program, Program):
@@ -77,6 +108,31 @@ def plan(config: dict[str, Any], topology: Topology, args: argparse.Namespace) -
     for table in tables(report):
         console.print(table)
     return report
+
+
+def search(
+    config: dict[str, Any], assumed: Any, topology: Topology, devices: list[Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Compiles the layouts that rank first; the best that fits is returned, with all that were looked at."""
+    from rich.console import Console
+
+    from sora_jax.parallel import make_mesh
+    from sora_jax.planning.compile import compile_step
+    from sora_jax.planning.report import make_report, tables
+    from sora_jax.planning.search import rank, ranking
+    from sora_jax.planning.subjects import diffusion_subject
+
+    console, candidates = Console(stderr=True), rank(config, assumed, topology, devices)
+    console.print(ranking(candidates[:SHOWN]))
+    reports = []
+    for candidate in candidates[: args.search]:
+        subject, mesh = diffusion_subject(candidate.config(config), assumed), make_mesh(candidate.mesh, devices)
+        reports.append(make_report(subject, topology, mesh, compile_step(subject, mesh), args.tokens))
+        for table in tables(reports[-1])[:2]:
+            console.print(table)
+    fitting = [report for report in reports if report["fits"]]
+    best = max(fitting, key=lambda report: report["mfu_bound"]) if fitting else reports[0]
+    return {**best, "ranked": [dataclasses.asdict(c) for c in candidates[:SHOWN]], "compiled": reports}
 
 
 def parse_mesh(text: str) -> dict[str, int]:

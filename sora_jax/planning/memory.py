@@ -11,13 +11,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sora_jax.parallel import DATA, FSDP, REPLICA, RULES
+from sora_jax.parallel import DATA, FSDP, REPLICA, RULES, mesh_platform
 from sora_jax.planning.subjects import Subject
 
 SAVED_WIDTHS = {"full": 1.0, "dots": 13.0, "none": 34.0}
 """Activations that a block keeps for its backward pass, in widths of the model, for each token."""
-WORKING_WIDTHS = 60.0
-"""The same for the one block whose backward pass is under way."""
+WORKING_WIDTHS = {"tpu": 105.0, "gpu": 50.0, "cpu": 60.0}
+"""The same for the one block whose backward pass is under way: what was left of compiled steps of the 2B on v5e and the
+7B on H100 (docs/plan.md)."""
 
 
 def bytes_on_device(tree: Any) -> int:
@@ -41,13 +42,14 @@ def stored_bytes(state: Any, frozen: Any, batch: dict[str, Any], unread: tuple[s
 
 
 def estimate_temporaries(subject: Subject, mesh: Mesh, parameter_bytes: int) -> float:
-    """Bytes of gradients, activations and gathered weights on one device, roughly."""
+    """Bytes of gradients, activations and gathered weights on one device, roughly; call it under
+    `jax.set_mesh`."""
     model, train = subject.model, subject.train
     row_shards = math.prod(mesh.shape[axis] for axis in RULES.row)
     tokens = subject.tokens / row_shards / train.microbatches / mesh.shape["context"]
     size = 2 if model.dtype == "bfloat16" else 4
     saved = SAVED_WIDTHS.get(model.remat, 1.0) * model.depth * tokens * model.width * size
-    working = WORKING_WIDTHS * tokens * model.width * size / mesh.shape["tensor"]
+    working = WORKING_WIDTHS.get(mesh_platform(), 60.0) * tokens * model.width * size / mesh.shape["tensor"]
     gradients = parameter_bytes * (1 if train.microbatches == 1 else 2)
     block = 16 * model.width**2 * 3 * size
     return saved + working + gradients + block

@@ -11,13 +11,12 @@ from rich.table import Table
 from sora_jax.planning import hlo
 from sora_jax.planning.collectives import Collective, find_collectives, summarise
 from sora_jax.planning.compile import DoesNotFit, Program, abstract_arguments
+from sora_jax.planning.many import EXIT_DOES_NOT_FIT
 from sora_jax.planning.memory import remedies, stored_bytes
 from sora_jax.planning.roofline import DAY, Roofline, roofline
 from sora_jax.planning.subjects import Subject
 from sora_jax.planning.topologies import GiB, Topology
 from sora_jax.planning.traffic import memory_traffic
-
-EXIT_DOES_NOT_FIT = 2
 
 
 def make_report(

@@ -60,6 +60,7 @@ from sora_jax.training.tiers import known_steps
 from sora_jax.training.trace import Tracer
 from sora_jax.training.warm_start import parse_reference
 from sora_jax.training.watchdog import Watchdog
+from sora_jax.training.xla_options import xla_options
 from sora_jax.types import Frozen, Prepared
 
 PREVIEWS = "previews"
@@ -210,6 +211,7 @@ class Run:
         """Trains from step `start` to `end`, or until asked to stop. Returns the step that was saved last."""
         task, config = self.prepared.task, self.prepared.train
         train_step = training_step.make_train_step(task, config, self.shardings)
+        logger.info("options of the compiler: %s", xla_options(config.xla) or "its defaults")
         frozen = put_frozen(task.frozen, self.mesh)
         peak = peak_flops(self.mesh.devices.flat)
         meter = Meter(config.log_every, config.num_steps, peak, num_row_groups(self.mesh), self.window)

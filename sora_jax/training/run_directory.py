@@ -22,7 +22,7 @@ EXTENDABLE = frozenset(
     ["num_steps", "log_every", "eval_every", "eval_batches", "preview_every", "checkpoint_every", "keep_last"]
     + ["keep_every", "keep_best", "fast_dir", "durable_every", "restore_check"]
     + ["max_nonfinite_steps", "num_workers", "hang_timeout_s", "trace_steps", "wandb_project", "mesh", "microbatches"]
-    + ["spike_sigma", "rollback_after", "rollback_skip", "max_rollbacks"]
+    + ["spike_sigma", "rollback_after", "rollback_skip", "max_rollbacks", "xla"]
 )
 """Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding, and a run
 that spikes must be given its limits while it lasts."""

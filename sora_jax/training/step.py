@@ -24,6 +24,7 @@ from sora_jax.config import TrainConfig
 from sora_jax.parallel import constrain
 from sora_jax.training.ema import decay_at, init_ema, update_ema
 from sora_jax.training.optim import Optimizer, clip_by_norm, make_optimizer
+from sora_jax.training.xla_options import xla_options
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Sums, Task
 
 INIT_KEY, EVAL_KEY = 2**32 - 1, 2**32 - 2
@@ -121,7 +122,8 @@ def make_train_step(task: Task, config: TrainConfig, shardings: TrainState) -> A
 
     mesh: Mesh = shardings.step.mesh
     replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+    options = xla_options(config.xla)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated), compiler_options=options)
 
 
 def skip_to(state: TrainState, step: int, shardings: TrainState) -> TrainState:

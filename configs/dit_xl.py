@@ -1,0 +1,59 @@
+"""DiT-XL, 0.9 B parameters with its text encoder: one host's GPUs, or a small slice.
+
+    sora-jax plan --config configs/dit_xl.py:v5e:2x4 --topology v5e:2x4
+    sora-jax train --config configs/dit_xl.py:v5e:2x4 --workdir runs/dit_xl --config.data.path=LATENTS
+
+Rows, accumulation and mesh belong to the hardware that is named after the colon; docs/plan.md holds the plans.
+"""
+
+from ml_collections import ConfigDict
+
+TARGETS = {
+    "v5e:2x4": (16_384, 8, 1, dict(fsdp=8)),
+    "h100:1x8": (16_384, 32, 4, dict(fsdp=8)),
+}
+"""Hardware -> tokens in a row, rows in a step, microbatches, mesh. Another one starts from the nearest of these."""
+
+
+def get_config(target: str = "v5e:2x4") -> ConfigDict:
+    row_tokens, batch_rows, microbatches, mesh = TARGETS[target]
+    config = ConfigDict()
+    config.data = dict(
+        path="runs/latents",
+        row_tokens=row_tokens,
+        row_text=row_tokens // 32,
+        row_segments=32,
+        patch_size=(1, 2, 2),
+        reference_latent_rate=6.0,
+        durations="drawn",
+        image_fraction=0.1,
+        caption_dropout=0.1,
+        known=dict(first=0.1, prefix=0.05),
+    )
+    config.model = dict(size="XL", dtype="bfloat16", remat="full", text=dict(width=1024, depth=6, num_heads=16))
+    config.flow = dict(reference_tokens=1024)
+    config.optim = dict(
+        optimizer="adamw",
+        learning_rate=2e-4,
+        schedule="cosine",
+        warmup_steps=2000,
+        final_fraction=0.1,
+        b2=0.95,
+        weight_decay=0.01,
+        ema_decay=0.9999,
+    )
+    config.train = dict(
+        task="diffusion",
+        num_steps=400_000,
+        batch_rows=batch_rows,
+        microbatches=microbatches,
+        mesh=mesh,
+        log_every=20,
+        eval_every=1000,
+        checkpoint_every=500,
+        keep_every=10_000,
+        spike_sigma=8.0,
+        hang_timeout_s=300.0,
+        num_workers=4,
+    )
+    return config

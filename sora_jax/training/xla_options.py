@@ -1,0 +1,31 @@
+"""What the compiler is told for each platform, as versioned code: options of one compilation, not of the process.
+
+They go to `jax.jit(compiler_options=…)`, so that a step that is compiled ahead of time for absent hardware gets what
+the same step gets where it runs, and no environment variable has to be set before jax starts. `config.train.xla`
+overrides single ones, or adds some; a value of "" takes one out. XLA wants "True"
+and "False" so written.
+"""
+
+from collections.abc import Mapping
+
+from sora_jax.parallel import mesh_platform
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "cpu": {},
+    # Collectives are moved apart from their waits, so that matmuls lie between; those of a loop's next round start in
+    # this one (jax 0.10, https://docs.jax.dev/en/latest/gpu_performance_tips.html).
+    "gpu": {
+        "xla_gpu_enable_latency_hiding_scheduler": "True",
+        "xla_gpu_enable_pipelined_all_gather": "True",
+        "xla_gpu_enable_pipelined_reduce_scatter": "True",
+        "xla_gpu_enable_pipelined_all_reduce": "True",
+    },
+    # The latency-hiding scheduler and asynchronous all-gathers are libtpu's defaults (0.0.42).
+    "tpu": {},
+}
+
+
+def xla_options(overrides: Mapping[str, str]) -> dict[str, str] | None:
+    """The options for the platform of the mesh of `jax.set_mesh`, with a run's own; None for none."""
+    options = {**OPTIONS.get(mesh_platform(), {}), **overrides}
+    return {name: value for name, value in options.items() if value != ""} or None
