@@ -56,7 +56,10 @@ def rank(config: Mapping[str, Any], assumed: Assumptions, topology: Topology, de
     subjects = {remat: _with_remat(config, remat, assumed) for remat in REMATS}
     first = subjects["full"]
     found, least = [], math.inf
+    row_tokens = first.batch["segment_ids"].shape[1]
     for shape in meshes(topology, first.model.num_heads):
+        if row_tokens % shape.get(CONTEXT, 1):
+            continue
         mesh = make_mesh(shape, devices)
         with jax.set_mesh(mesh):
             stored = stored_bytes(*abstract_arguments(first, mesh))
