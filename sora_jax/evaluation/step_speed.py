@@ -82,6 +82,7 @@ def memory(compiled: Any, device: Any) -> dict[str, int | None]:
         "outputs": analysis.output_size_in_bytes,
         "outputs_in_arguments": analysis.alias_size_in_bytes,
         "temporaries": analysis.temp_size_in_bytes,
+        "offloaded_to_host": analysis.host_temp_size_in_bytes,
         "peak_in_use": (device.memory_stats() or {}).get("peak_bytes_in_use"),
     }
 

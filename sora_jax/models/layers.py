@@ -9,16 +9,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+BLOCK_INPUT = "block_input"
+"""The name by which a remat policy knows the residual stream between blocks."""
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
-"""What the backward pass finds saved: everything, only block inputs, or also the results of weight matmuls."""
+"""What the backward pass finds saved: everything, only block inputs, or also the results of weight matmuls; `offload`
+keeps the block inputs in the host's memory, of which a CPU's own is no other."""
 
 
 def parameters(module: nnx.Module) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def scan_and_measure(
     graph, state = nnx.split(blocks)
 
     def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-        x = nnx.merge(graph, layer)(x, *args)
+        x = nnx.merge(graph, layer)(checkpoint_name(x, BLOCK_INPUT), *args)
         return x, measure(x)
 
     if REMAT_POLICIES[remat] is not None:

@@ -24,6 +24,8 @@ class Program:
     outputs: int
     aliased: int
     temporaries: int
+    offloaded: int
+    """bytes of the host's memory that hold what the remat policy `offload` moved there"""
     code: int
     text: str
     seconds: float
@@ -81,6 +83,7 @@ def compile_step(subject: Subject, mesh: Mesh) -> Program | DoesNotFit:
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
+        offloaded=memory.host_temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         text=text,
         seconds=time.perf_counter() - begun,

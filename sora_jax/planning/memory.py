@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from sora_jax.parallel import DATA, FSDP, REPLICA, RULES, mesh_platform
 from sora_jax.planning.subjects import Subject
 
-SAVED_WIDTHS = {"full": 1.0, "dots": 13.0, "none": 34.0}
+SAVED_WIDTHS = {"offload": 0.0, "full": 1.0, "dots": 13.0, "none": 34.0}
 """Activations that a block keeps for its backward pass, in widths of the model, for each token."""
 WORKING_WIDTHS = {"tpu": 105.0, "gpu": 50.0, "cpu": 60.0}
 """The same for the one block whose backward pass is under way: what was left of compiled steps of the 2B on v5e and the
@@ -62,7 +62,7 @@ def remedies(subject: Subject, mesh: Mesh) -> list[str]:
     found = []
     if whole := mesh.shape[DATA] * mesh.shape[REPLICA] > 1:
         found.append(f"more fsdp: --mesh {FSDP}={shards} instead of {DATA}={mesh.shape[DATA]}")
-    if model.remat != "full":
+    if model.remat not in ("full", "offload"):
         found.append(f"--config.model.remat=full instead of {model.remat}")
     per_shard = train.batch_rows // shards
     if per_shard > train.microbatches:

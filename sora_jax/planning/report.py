@@ -60,6 +60,7 @@ def program_bytes(program: Program, topology: Topology) -> dict[str, int]:
         "outputs": program.outputs,
         "aliased": program.aliased,
         "temporaries": program.temporaries,
+        "offloaded_to_host": program.offloaded,
         "code": program.code,
         "total": program.total,
         "available": topology.usable_memory,
