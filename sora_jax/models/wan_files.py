@@ -89,7 +89,8 @@ def load_wan(path: Path, dtype: str = "float32", sha256: str = "") -> Codec:
 def read_weights(path: Path, config: WanConfig, sha256: str = "") -> dict[str, Any]:
     """The parameters in a file, in float32 and channels last.
 
-    Raises UserError for a missing or damaged file, and for tensors that are missing, misshaped or unknown.
+    Raises UserError for a missing or damaged file, and for tensors that are missing, misshaped, unknown or
+    no finite numbers.
     """
     tensors = _read(path, sha256)
     if "encoder.conv1.weight" in tensors:
@@ -206,6 +207,10 @@ def _check(
                 f"{path}: {name} has shape {tensors[name].shape}, expected {shape}; another config than the "
                 f"published one (base_dim {config.base_width}) give the folder with its {CONFIG}"
             )
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+            raise UserError(f"{path}: {name} holds {tensors[name].dtype}, not floating-point numbers")
+        if not np.all(np.isfinite(tensors[name])):
+            raise UserError(f"{path}: {name} holds numbers that are not finite; download it again")
 
 
 def _channels_last(tensor: np.ndarray, path: tuple[str, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -110,6 +111,13 @@ def test_both_layouts_are_the_same_autoencoder_and_a_changed_number_is_another(c
     assert load_wan(write(tmp_path / "other", describe(), values)).fingerprint != codec.fingerprint
 
 
+def test_weights_stored_in_bfloat16_are_read(tmp_path):
+    values = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors().items()}
+    rounded = load_wan(write(tmp_path / "half", describe(), values))
+    whole = load_wan(write(tmp_path / "whole", describe(), {n: v.astype(np.float32) for n, v in values.items()}))
+    assert rounded.fingerprint == whole.fingerprint
+
+
 def test_a_file_alone_is_the_published_network(tmp_path):
     """The file has its 194 tensors, of one number each, so that the first shape is wrong."""
     names = {name: np.zeros((1,), np.float32) for name, _ in stored_tensors(WanConfig()).values()}
@@ -131,9 +139,19 @@ def bend(values):
     values["quant_conv.weight"] = np.zeros((32, 16, 1, 1, 1), np.float32)
 
 
+def spoil(values):
+    values["decoder.conv_in.bias"][0] = np.nan
+
+
+def quantise(values):
+    values["decoder.conv_in.bias"] = values["decoder.conv_in.bias"].astype(np.int8)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (spoil, r"decoder\.conv_in\.bias holds numbers that are not finite"),
+        (quantise, r"decoder\.conv_in\.bias holds int8, not floating-point numbers"),
         (lose, r"lacks 2 of \d+ tensors of Wan's VAE with base_dim 8, such as decoder\.mid_block.*holds no others"),
         (add, r"holds encoder\.down_blocks\.0\.norm3\.gamma, which Wan 2\.1's VAE has not"),
         (bend, r"quant_conv\.weight has shape \(32, 16, 1, 1, 1\), expected \(32, 32, 1, 1, 1\)"),
