@@ -161,7 +161,7 @@ def load_codec(directory: Path | str) -> Codec:
         params = traverse_util.unflatten_dict(load_file(folder / "weights.safetensors"), sep="/")
         mean, std = (np.asarray(header[name], np.float32) for name in ("latent_mean", "latent_std"))
         config, said = dict(header["config"]), str(header["fingerprint"])
-        name = header.get("architecture", OURS)
+        name = str(header.get("architecture", OURS))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the autoencoder export {folder} is damaged ({error!r}); copy it or run encode again"
