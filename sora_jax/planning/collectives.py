@@ -6,7 +6,8 @@ something, and only then waits for it. That can be seen in three forms:
 - `all-gather-start` … `all-gather-done` with a fusion, a matmul, a kernel or a loop between them;
 - TPU: `AsyncCollectiveStart` and `Done` with fusions `async_collective_fusion…` between them, in which a part of the
   transfer runs beside a matmul; its copies share one channel id and are counted once;
-- `async-start` … `async-done` around a computation that holds the collective.
+- `async-start` … `async-done` around a computation that holds the collective;
+- several TPU slices: `send` … `send-done` through the hosts (Megascale), which names its kind.
 
 Everything else is *exposed*: the device waits.
 """
@@ -60,15 +61,18 @@ def find_collectives(
     for name, times in module.times_run.items():
         computation = module.computations[name]
         for instruction in computation.instructions:
-            kind = instruction.opcode.removesuffix("-start")
+            kind = _kind_of(instruction)
             if kind not in KINDS:
                 continue
-            outer = _outermost(callers, name)
+            # A fused transfer that starts before a loop, and goes on within it, is one for all rounds.
+            outer = "" if "chain_id" in instruction.attributes else _outermost(callers, name)
             channel = instruction.attribute(r"channel_id=(\d+)") or instruction.name
             known = found.get((channel, outer))
             hidden = _is_hidden(computation, instruction) or _is_in_async_fusion(module, callers, name)
             if known is not None:
-                found[channel, outer] = dataclasses.replace(known, is_hidden=known.is_hidden or hidden)
+                found[channel, outer] = dataclasses.replace(
+                    known, is_hidden=known.is_hidden or hidden, count=min(known.count, times)
+                )
                 continue
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # TPU: one fused kernel
                 kind = "reduce-scatter"
@@ -89,6 +93,8 @@ def _describe(
     topology: Topology,
 ) -> Collective:
     groups = parse_groups(instruction.attributes, devices.size)
+    if instruction.opcode == "send":  # between the slices, which lie along the mesh's first axis
+        groups = np.arange(devices.size).reshape(topology.num_slices, -1).T
     payload = sum(shape_bytes(computation.by_name[o].shape) for o in instruction.operands if o in computation.by_name)
     speed = topology.ring_bandwidth if kind == "collective-permute" else topology.bandwidth
     speeds = [speed([devices[i] for i in group]) for group in groups[:: max(1, len(groups) // 8)]]
@@ -106,6 +112,14 @@ def _describe(
         bandwidth=bandwidth,
         where=instruction.attribute(r'op_name="([^"]*)"') or "",
     )
+
+
+def _kind_of(instruction: Instruction) -> str:
+    """The collective that an instruction is or starts: its opcode, or what a transfer between slices says of itself."""
+    if instruction.opcode == "send":
+        name = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"') or ""
+        return name.lower().replace("_", "-")
+    return instruction.opcode.removesuffix("-start")
 
 
 def wire_factor(kind: str, group_size: int) -> float:
@@ -166,7 +180,7 @@ def _is_in_async_fusion(module: Module, callers: Mapping[str, tuple[str, Instruc
 
 def _is_hidden(computation: Computation, start: Instruction) -> bool:
     """Whether something is computed between a start and its done."""
-    if not start.opcode.endswith("-start") or '"is_sync":true' in start.attributes:
+    if not start.opcode.endswith(("-start", "send")) or '"is_sync":true' in start.attributes:
         return False
     instructions = computation.instructions
     first = instructions.index(start)

@@ -119,7 +119,7 @@ def parse(text: str) -> Module:
     """The program of `compiled.as_text()`."""
     computations, entry, name, lines = {}, "", "", []
     for line in text.splitlines():
-        if line.startswith("}"):
+        if line == "}":  # and not "}}, …": a kernel's metadata may run over lines of its own
             computations[name] = Computation(name, tuple(lines))
             name, lines = "", []
         elif not line.startswith(" ") and line.endswith("{") and (opened := _COMPUTATION.match(line)):

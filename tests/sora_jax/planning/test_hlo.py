@@ -130,3 +130,26 @@ def test_groups_vary_along_the_axes_of_the_mesh():
 def test_bytes_of_shapes():
     assert hlo.shape_bytes("(bf16[2,3]{1,0}, f32[], pred[8], f8e4m3fn[4], u32[2]{0})") == 12 + 4 + 8 + 4 + 8
     assert hlo.shape_bytes("(bf16[2,3]{1,0:T(8,128)S(1)}, s4[8]{0:T(8)(2,1)})", main_memory_only=True) == 4
+
+
+def test_a_kernels_metadata_over_several_lines_ends_no_computation():
+    """TPU kernels carry theirs so; what came after it was once lost, the loop over the blocks included."""
+    text = """HloModule m
+%body (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %k = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="kernel"}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %first = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="kernel"}
+  ROOT %second = f32[8]{0} call(%first), to_apply=%body
+}
+"""
+    module = hlo.parse(text)
+    assert [i.name for i in module.computations["main"].instructions] == ["x", "first", "second"]
+    assert module.times_run == {"main": 1.0, "body": 1.0}
