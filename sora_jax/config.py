@@ -16,6 +16,7 @@ from data_pipeline.errors import UserError
 T = TypeVar("T")
 
 RESTORE_CHECKS = ("sha256", "size")
+MOMENT_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,9 @@ class OptimConfig:
     """An optimizer, its schedule and the average of its parameters.
 
     `learning_rate` is the peak, reached after `warmup_steps`; `schedule` ends at `final_fraction` of it.
-    `clip_norm` bounds the global norm of the gradient. `ema_decay` is the EMA's decay for each step.
+    `clip_norm` bounds the global norm of the gradient. `ema_decay` is the EMA's decay for each step. `moment_dtype`
+    "bfloat16" halves the bytes of the first moment (Adam's mean, Muon's momentum); the second stays in float32, since a
+    step moves it by less than bfloat16 can tell (1 - b2 against 1/256).
     """
 
     optimizer: str = "adamw"
@@ -38,10 +41,12 @@ class OptimConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     muon_momentum: float = 0.95
+    moment_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         at_least(self, "config.optim", 0, "learning_rate", "warmup_steps", "final_fraction", "eps", "weight_decay")
         below_one(self, "config.optim", "b1", "b2", "ema_decay", "muon_momentum")
+        choose(dict.fromkeys(MOMENT_DTYPES), self.moment_dtype, "config.optim.moment_dtype")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _rank(path: str, leaf: Any) -> int:
 
 
 def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype)
 
 
 def _scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
@@ -138,7 +138,12 @@ def _scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
         )
 
     muon = optax.chain(
-        scale_by_muon(beta=config.muon_momentum, eps=config.eps, weight_dimension_numbers=dims),
+        scale_by_muon(
+            beta=config.muon_momentum,
+            eps=config.eps,
+            mu_dtype=config.moment_dtype,
+            weight_dimension_numbers=dims,
+        ),
         optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(_scale_to_adam, updates)),
     )
     return optax.partition({"muon": muon, "adam": _scale_by_adam(config)}, labels)
