@@ -61,9 +61,10 @@ def test_a_run_trains_evaluates_and_says_what_made_it(toy, one_device, tmp_path)
     assert again["eval"] == result["eval"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resume_equals_uninterrupted(toy, one_device, tmp_path, optimizer):
-    optim, logged = {"optimizer": optimizer}, {"log_every": 3}  # a checkpoint every 4 steps cuts the rows in two
+@pytest.mark.parametrize(("optimizer", "moment"), [("adamw", "float32"), ("adamw", "bfloat16"), ("muon", "float32")])
+def test_resume_equals_uninterrupted(toy, one_device, tmp_path, optimizer, moment):
+    optim = {"optimizer": optimizer, "moment_dtype": moment}
+    logged = {"log_every": 3}  # a checkpoint every 4 steps cuts the rows in two
     train(toy.prepare(optim, **logged), tmp_path / "whole", one_device)
     for crash in (3, 7, 11):  # before the first checkpoint, after it, and just before the end
         with pytest.raises(Crash):
