@@ -98,7 +98,7 @@ def _is_argument(path: str, text: str) -> bool:
     return any(f'op_name="{name}"' in text for name in (path, path.replace("'", "\\'")))
 
 
-def _refusal(error: jax.errors.JaxRuntimeError) -> DoesNotFit:
+def _refusal(error: RuntimeError) -> DoesNotFit:
     """What a compiler says of a program that is too large; any other error is raised again."""
     message = str(error)
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)

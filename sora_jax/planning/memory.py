@@ -15,7 +15,7 @@ from sora_jax.parallel import DATA, FSDP, REPLICA, RULES, mesh_platform
 from sora_jax.planning.subjects import Subject
 
 SAVED_WIDTHS = {"offload": 0.0, "full": 1.0, "dots": 13.0, "none": 34.0}
-"""Activations that a block keeps for its backward pass, in widths of the model, for each token."""
+"""Activations that a block keeps on the device for its backward pass, in widths of the model, for each token."""
 WORKING_WIDTHS = {"tpu": 105.0, "gpu": 50.0, "cpu": 60.0}
 """The same for the one block whose backward pass is under way: what was left of compiled steps of the 2B on v5e and the
 7B on H100 (docs/plan.md)."""
