@@ -40,6 +40,11 @@ def attention(num_queries: Sequence[int] | np.ndarray, num_keys: Sequence[int] |
     return 4.0 * width * float(np.dot(np.asarray(num_queries, np.float64), np.asarray(num_keys, np.float64)))
 
 
+def equal_parts(total: int, number: int) -> list[int]:
+    """`total` tokens as `number` segments whose lengths differ by at most one: the mix of a full row."""
+    return [total // number + (i < total % number) for i in range(number)]
+
+
 def measured_matmul_peak(dtype: str = "float32", size: int = 2048, repeats: int = 5) -> float:
     """FLOP/s of the best of `repeats` square matrix products on the default device: the peak for MFU where no data
     sheet names one."""

@@ -10,10 +10,10 @@ forward and backward pass, both relative to the first. A kernel that skips what 
 """
 
 import argparse
-import os
 from typing import Any
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.beside_pytorch import importing, leave_memory
 from sora_jax.commands.train import load_config
 
 
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """A line of measurements for each number of segments."""
     numbers = _segments(args.segments)
-    if args.pytorch:  # JAX otherwise takes most of a GPU's memory when it starts
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if args.pytorch:
+        leave_memory()
     shape = _shape(args)
     _check(args, shape, numbers)
     import jax  # after the options are known to be good
@@ -108,9 +108,10 @@ def _check(args: argparse.Namespace, shape: dict[str, Any], numbers: list[int]) 
 
 def _measure(tensors: list[Any], number: int, shape: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One number of segments: ours, and PyTorch's if asked for."""
-    from sora_jax.evaluation.attention_speed import measure_attention, segment_lengths, useful_flops
+    from sora_jax.evaluation.attention_speed import measure_attention, useful_flops
+    from sora_jax.flops import equal_parts
 
-    lengths = segment_lengths(shape["row_tokens"], number)
+    lengths = equal_parts(shape["row_tokens"], number)
     ours = measure_attention(tensors, lengths, shape["dtype"], shape["kernel"], args.steps, args.rounds)
     line = {
         "segments": number,
@@ -119,10 +120,8 @@ def _measure(tensors: list[Any], number: int, shape: dict[str, Any], args: argpa
         **ours,
     }
     if args.pytorch:
-        try:
+        with importing("torch"):
             from sora_jax.evaluation.torch_attention import measure_torch_attention
-        except ImportError as error:
-            raise UserError("--pytorch needs PyTorch: pip install 'sora-jax[torch]'") from error
         theirs = measure_torch_attention(tensors, lengths, shape["dtype"], args.steps, args.rounds)
         line["pytorch"] = {**theirs, "its_time_over_ours": theirs["step_s"] / ours["step_s"]}
     return line

@@ -9,7 +9,6 @@ Clips go from 8-bit pixels to latents and back, on the host at both ends. Compil
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.beside_pytorch import importing, leave_memory
 
 Coder = Callable[[np.ndarray], np.ndarray]
 
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("size", "frames", "batch_size", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}, but must be at least 1")
-    if args.pytorch:  # JAX otherwise takes most of a GPU's memory when it starts
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if args.pytorch:
+        leave_memory()
     import jax  # after the options are known to be good
 
     codec = _codec(args)
@@ -84,10 +84,8 @@ def _in_pytorch(codec: Any) -> Any:
 
     if not isinstance(codec.config, WanConfig):
         raise UserError("--pytorch is for Wan's network: give --width, or the export of an imported one")
-    try:
+    with importing("diffusers"):
         from sora_jax.evaluation.torch_wan import TorchWan
-    except ImportError as error:
-        raise UserError("--pytorch needs PyTorch and diffusers: pip install 'sora-jax[diffusers]'") from error
     return TorchWan(codec)
 
 

@@ -8,10 +8,10 @@ torch.compile (`--pytorch eager`: without); it needs `pip install sora-jax[torch
 """
 
 import argparse
-import os
 from typing import Any
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.beside_pytorch import importing, leave_memory
 from sora_jax.commands.train import load_config
 
 
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Time, rates and bytes of one step."""
     if min(args.steps, args.rounds) < 1:
         raise UserError(f"--steps is {args.steps} and --rounds {args.rounds}, but both must be at least 1")
-    if args.pytorch:  # JAX otherwise takes most of a GPU's memory when it starts
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if args.pytorch:
+        leave_memory()
     config = load_config(args.config, args.overrides).to_dict()
     import jax  # after that, and after the config is known to be good
 
@@ -88,10 +88,8 @@ def _measure_pytorch(
 ) -> dict[str, Any]:
     if devices["platform"] != "cpu" and devices["num_devices"] > 1:
         raise UserError(f"the PyTorch counterpart runs on one device, but there are {devices['num_devices']}")
-    try:
+    with importing("torch"):
         from sora_jax.evaluation.torch_step import measure_torch_step
-    except ImportError as error:
-        raise UserError("--pytorch needs PyTorch: pip install 'sora-jax[torch]'") from error
     # Clips of one length that fill their rows need no mask.
     fills = synthetic.clip_tokens * args.segments == synthetic.layout.row_tokens
     fills &= synthetic.text_tokens * args.segments == synthetic.layout.row_text

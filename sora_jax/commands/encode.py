@@ -14,7 +14,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.latents import Encoding, WindowConfig, encode_latents, estimate_statistics
 from data_pipeline.shards import ShardReader
 from sora_jax.models.codec import Codec, load_codec
-from sora_jax.models.tiling import Tiling
 from sora_jax.training.trained_codec import is_run, newest_codec
 
 
@@ -33,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     windows = WindowConfig(args.max_frames, args.short_side, args.fps, args.latent_multiple, args.batch_size)
     reader = ShardReader(args.data, kind="clip")
-    codec = find_or_export(args.autoencoder, reader, windows)
-    codec = dataclasses.replace(codec, tiling=Tiling.of_option(args.tile, codec.config.spatial_compression))
+    codec = find_or_export(args.autoencoder, reader, windows).in_tiles(args.tile)
     encoding = Encoding(
         encode=codec.encode,
         temporal_compression=codec.config.temporal_compression,

@@ -10,7 +10,6 @@ clips with a sheet of each, what each channel of the latents carries, and LPIPS 
 """
 
 import argparse
-import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -30,7 +29,6 @@ from sora_jax.evaluation.obedience import Judged, chance, judge_video, tally
 from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
 from sora_jax.evaluation.reconstruction import Reconstruction, lpips_of_pairs, reconstruct
 from sora_jax.models.lpips_weights import load_lpips
-from sora_jax.models.tiling import Tiling
 from sora_jax.training.trained_codec import codec_to_measure
 
 NUM_EXAMPLES = 6
@@ -106,8 +104,7 @@ def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--metric reconstruction needs --autoencoder RUN, a trained autoencoder's run or export")
     loaded = load_lpips(args.lpips_net, args.lpips) if args.lpips else None
     real = _real(args)
-    codec = codec_to_measure(args.autoencoder)
-    codec = dataclasses.replace(codec, tiling=Tiling.of_option(args.tile, codec.config.spatial_compression))
+    codec = codec_to_measure(args.autoencoder).in_tiles(args.tile)
     pairs, health = reconstruct(codec, [frames for _, frames in real])
     captions = [caption for caption, _ in real]
     result = describe_reconstructions(captions, pairs, args.out)

@@ -1,7 +1,6 @@
 """`sora-jax sample`: text to video or image, from a trained run."""
 
 import argparse
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -19,7 +18,6 @@ from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, Generator, Request
 from sora_jax.models.codec import load_codec
-from sora_jax.models.tiling import Tiling
 from sora_jax.objectives.diffusion import load_text_encoder, model_config, stream_config
 from sora_jax.training.checkpoint import load_params
 from sora_jax.types import Frozen
@@ -82,7 +80,6 @@ def load_run(args: argparse.Namespace) -> tuple[Generator, Any, Frozen, dict[str
         raise UserError(f"the run's latents are not at {latents}; say where they are with --latents")
     codec, tokenizer = load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model")
     codec.check_fingerprint(loaded.fingerprints["autoencoder"], latents)
-    codec = dataclasses.replace(codec, tiling=Tiling.of_option(args.tile, codec.config.spatial_compression))
     if tokenizer.fingerprint != loaded.fingerprints["tokenizer"]:
         raise UserError(
             f"{latents} holds tokenizer {tokenizer.fingerprint[:12]}, but the run was trained with "
@@ -94,7 +91,7 @@ def load_run(args: argparse.Namespace) -> tuple[Generator, Any, Frozen, dict[str
         described["text_encoder"] = {**described.get("text_encoder", {}), "path": str(args.text_encoder)}
     model = model_config(described, layout.patch_values, tokenizer.vocab_size)
     flow = build_config(FlowConfig, loaded.config.get("flow", {}), "config.flow")
-    generator = Generator(DiffusionConfig(model, flow), layout, codec, tokenizer)
+    generator = Generator(DiffusionConfig(model, flow), layout, codec.in_tiles(args.tile), tokenizer)
     frozen = load_frozen(described, tokenizer, latents, loaded.fingerprints)
     return generator, loaded.params["dit"], frozen, dict(loaded.config.get("preview", {})), loaded.step
 

@@ -11,11 +11,6 @@ from sora_jax.evaluation.step_speed import best_mean_seconds, compile_timed
 from sora_jax.models.attention import attention
 
 
-def segment_lengths(row_tokens: int, segments: int) -> list[int]:
-    """A row filled by segments of one length, to within a token."""
-    return [len(part) for part in np.array_split(np.arange(row_tokens), segments)]
-
-
 def draw_row(rows: int, row_tokens: int, heads: int, head_width: int, seed: int = 0) -> list[np.ndarray]:
     """q, k, v and the gradient of the output, `[B, L, N, K]` in float32."""
     rng = np.random.default_rng(seed)

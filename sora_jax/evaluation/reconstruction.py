@@ -37,15 +37,15 @@ class Reconstruction:
     original: UInt8[np.ndarray, "T Y X 3"]
     decoded: UInt8[np.ndarray, "T Y X 3"]
 
-    @property
+    @functools.cached_property
     def psnr_db(self) -> float:
         return psnr_db(self.original, self.decoded)
 
-    @property
+    @functools.cached_property
     def ssim(self) -> float:
         return ssim(self.original, self.decoded)
 
-    @property
+    @functools.cached_property
     def flicker(self) -> float | None:
         return flicker(self.original, self.decoded) if len(self.original) > 1 else None
 

@@ -65,6 +65,10 @@ class Codec:
                 "put that autoencoder there, or encode the clips again"
             )
 
+    def in_tiles(self, tile: int) -> "Codec":
+        """This codec, coding frames as `--tile` says. Raises UserError as `Tiling.of_option` does."""
+        return dataclasses.replace(self, tiling=Tiling.of_option(tile, self.config.spatial_compression))
+
     def encode(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Float32[np.ndarray, "B F H W C"]:
         """Raw posterior means of whole videos, chunk by chunk. Raises UserError for an illegal shape."""
         return self.posterior(video).mean

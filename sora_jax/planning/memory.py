@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from sora_jax.parallel import DATA, FSDP, REPLICA, RULES, mesh_platform
+from sora_jax.models.layers import DTYPES
+from sora_jax.parallel import CONTEXT, DATA, FSDP, REPLICA, RULES, TENSOR, mesh_platform
 from sora_jax.planning.subjects import Subject
 
 SAVED_WIDTHS = {"offload": 0.0, "full": 1.0, "dots": 13.0, "none": 34.0}
@@ -46,10 +47,10 @@ def estimate_temporaries(subject: Subject, mesh: Mesh, parameter_bytes: int) -> 
     `jax.set_mesh`."""
     model, train = subject.model, subject.train
     row_shards = math.prod(mesh.shape[axis] for axis in RULES.row)
-    tokens = subject.tokens / row_shards / train.microbatches / mesh.shape["context"]
-    size = 2 if model.dtype == "bfloat16" else 4
+    tokens = subject.tokens / row_shards / train.microbatches / mesh.shape[CONTEXT]
+    size = DTYPES[model.dtype].dtype.itemsize
     saved = SAVED_WIDTHS.get(model.remat, 1.0) * model.depth * tokens * model.width * size
-    working = WORKING_WIDTHS.get(mesh_platform(), 60.0) * tokens * model.width * size / mesh.shape["tensor"]
+    working = WORKING_WIDTHS.get(mesh_platform(), 60.0) * tokens * model.width * size / mesh.shape[TENSOR]
     gradients = parameter_bytes * (1 if train.microbatches == 1 else 2)
     block = 16 * model.width**2 * 3 * size
     return saved + working + gradients + block

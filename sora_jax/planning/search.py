@@ -21,12 +21,13 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from data_pipeline.errors import UserError
+from sora_jax.models.layers import DTYPES
 from sora_jax.parallel import CONTEXT, DATA, FSDP, REPLICA, RULES, make_mesh
 from sora_jax.planning.collectives import wire_factor
 from sora_jax.planning.compile import abstract_arguments
 from sora_jax.planning.memory import estimate_temporaries, stored_bytes, with_train
 from sora_jax.planning.subjects import Assumptions, Subject, diffusion_subject
-from sora_jax.planning.topologies import Topology
+from sora_jax.planning.topologies import GiB, Topology
 
 REMATS = ("none", "dots", "full")
 MAX_MICROBATCHES = 16
@@ -74,7 +75,7 @@ def rank(config: Mapping[str, Any], assumed: Assumptions, topology: Topology, de
     if not found:
         raise UserError(
             f"no layout of {first.train.batch_rows} rows on {topology.name} should fit: the smallest needs about "
-            f"{least / 2**30:.1f} GiB of {topology.usable_memory / 2**30:.1f}; take more devices or shorter rows"
+            f"{least / GiB:.1f} GiB of {topology.usable_memory / GiB:.1f}; take more devices or shorter rows"
         )
     return sorted(found, key=lambda c: (c.step_s, c.total_bytes))
 
@@ -97,7 +98,7 @@ def accumulations(batch_rows: int, mesh: Mesh) -> list[int]:
 def estimate_seconds(subject: Subject, mesh: Mesh, topology: Topology, parameter_bytes: int) -> tuple[float, float]:
     """(least seconds of a step, seconds of its useful FLOPs) if all traffic is hidden and only the slowest counts."""
     peak = topology.num_devices * topology.chip.peak_bf16
-    size = 2 if subject.model.dtype == "bfloat16" else 4
+    size = DTYPES[subject.model.dtype].dtype.itemsize
     whole = parameter_bytes * mesh.shape[FSDP]
     gathers = 2 if subject.model.remat == "none" else 3  # forward, its repetition or the backward pass, gradients
     local = subject.tokens / math.prod(mesh.shape[axis] for axis in (*RULES.row, CONTEXT))
@@ -132,6 +133,6 @@ def ranking(candidates: list[Candidate]) -> Table:
     table = Table("mesh", "microbatches", "remat", "GiB, about", "step, s", "MFU at most", title="ranked by arithmetic")
     for c in candidates:
         mesh = " ".join(f"{axis}={size}" for axis, size in c.mesh.items())
-        row = str(c.microbatches), c.remat, f"{c.total_bytes / 2**30:.1f}", f"{c.step_s:.3f}", f"{c.mfu:.1%}"
+        row = str(c.microbatches), c.remat, f"{c.total_bytes / GiB:.1f}", f"{c.step_s:.3f}", f"{c.mfu:.1%}"
         table.add_row(mesh, *row)
     return table

@@ -16,12 +16,11 @@ from sora_jax import flops
 from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
-from sora_jax.models.dit import Dit, DitConfig, forward_flops
-from sora_jax.models.layers import initialise
-from sora_jax.models.t5 import T5Config, T5Encoder
+from sora_jax.models.dit import DitConfig, forward_flops
 from sora_jax.objectives import diffusion
+from sora_jax.objectives.synthetic import random_frozen
 from sora_jax.planning.published import with_published_encoder
-from sora_jax.types import ParamGroup, Task
+from sora_jax.types import Task
 
 BLOCK_PARTS = ("self_attention", "cross_attention", "mlp", "modulation")
 
@@ -62,21 +61,14 @@ def diffusion_subject(config: Mapping[str, Any], assumed: Assumptions) -> Subjec
         model = diffusion.model_config(described, patch_values, assumed.vocab_size)
     cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
     optim = build_config(OptimConfig, config["optim"], "config.optim")
-    task = Task(
-        name="diffusion",
-        init=lambda key: {"dit": initialise(lambda rngs: Dit(model, rngs), key)},
-        groups=(ParamGroup("dit", diffusion.make_loss(cfg), optim),),
-        evaluate=diffusion.make_evaluate(cfg),
-        flops=lambda batch: diffusion.training_flops(diffusion.batch_flops(model, batch)),
-        frozen=frozen_shapes(model),
-    )
+    frozen = jax.eval_shape(functools.partial(random_frozen, model.text))
     shapes = batch_spec(stream, assumed.latent_channels)
     batch = {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items() if name != "num_unreadable"}
     segments = min(assumed.segments, stream.row_segments)
-    lengths = equal_parts(stream.row_tokens, segments), equal_parts(stream.row_text, segments)
+    lengths = flops.equal_parts(stream.row_tokens, segments), flops.equal_parts(stream.row_text, segments)
     parts = {name: value * train.batch_rows for name, value in forward_flops(model, *lengths).items()}
     return Subject(
-        task=task,
+        task=diffusion.make_task(cfg, optim, frozen),
         train=train,
         model=model,
         batch=batch,
@@ -85,20 +77,6 @@ def diffusion_subject(config: Mapping[str, Any], assumed: Assumptions) -> Subjec
         recomputed_flops=recomputed(parts, model.remat, lengths, train.batch_rows, model),
         mix=f"{segments} equal clips a row of {stream.row_tokens} video and {stream.row_text} text tokens, no padding",
     )
-
-
-def frozen_shapes(model: DitConfig) -> dict[str, Any]:
-    """Shapes of the networks that the step reads and never trains."""
-    text = model.text
-    if not isinstance(text, T5Config):
-        return {}
-    make = functools.partial(initialise, lambda rngs: T5Encoder(text, rngs))
-    return {"text_encoder": jax.eval_shape(make, jax.random.key(0))}
-
-
-def equal_parts(total: int, number: int) -> list[int]:
-    """`total` as `number` whole numbers that differ by at most one."""
-    return [total // number + (i < total % number) for i in range(number)]
 
 
 def recomputed(

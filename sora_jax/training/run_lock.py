@@ -36,8 +36,13 @@ class RunLock:
 
     def __init__(self, run_dir: Path, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
         self._path, self._heartbeat_s, self._stale_s = run_dir / LOCK, heartbeat_s, stale_s
-        self._owner = {**_machine(), "pid": os.getpid(), "started": _start_time(os.getpid()), "token": uuid.uuid4().hex}
-        self._owner["job"] = os.environ.get(JOB, "")
+        self._owner = {
+            **_machine(),
+            "pid": os.getpid(),
+            "started": _start_time(os.getpid()),
+            "token": uuid.uuid4().hex,
+            "job": os.environ.get(JOB, ""),
+        }
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run-lock")
 

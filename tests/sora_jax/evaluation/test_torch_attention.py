@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sora_jax.commands.main import main
-from sora_jax.evaluation.attention_speed import draw_row, segment_lengths
+from sora_jax.evaluation.attention_speed import draw_row
+from sora_jax.flops import equal_parts
 from sora_jax.models.attention import attention
 
 pytestmark = pytest.mark.torch
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.torch
 def test_torch_attends_within_segments_as_we_do():
     from sora_jax.evaluation.torch_attention import attend, heads_first
 
-    tensors, lengths = draw_row(2, 50, 3, 8), segment_lengths(50, 4)
+    tensors, lengths = draw_row(2, 50, 3, 8), equal_parts(50, 4)
     assert lengths == [13, 13, 12, 12]
     ids = jnp.asarray(np.tile(np.repeat(np.arange(1, 5, dtype=np.int32), lengths), (2, 1)))
     theirs = attend(*heads_first(tensors[:3], "float32"), lengths).transpose(1, 2).detach().numpy()
