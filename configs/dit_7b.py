@@ -30,7 +30,7 @@ def get_config(target: str = "v5p:4x4x4") -> ConfigDict:
         durations="drawn",
         image_fraction=0.1,
         caption_dropout=0.1,
-        known=dict(first=0.1, prefix=0.05),
+        known=dict(first=0.08, prefix=0.06, suffix=0.04, ends=0.04, frames=0.04, region=0.06),
     )
     config.model = dict(size="7B", text_encoder=dict(path="t5-v1_1-xxl"))
     config.flow = dict(reference_tokens=1024)

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         patch_size=(1, 2, 2),
         reference_latent_rate=3.0,
         caption_dropout=0.1,
-        known=dict(first=0.05),
+        known=dict(first=0.08, prefix=0.06, suffix=0.04, ends=0.04, frames=0.04, region=0.06),
     )
     config.model = dict(
         width=256, depth=6, num_heads=4, remat="dots", text=dict(width=192, depth=2, num_heads=4, mlp_ratio=2)

@@ -1,7 +1,8 @@
-"""Which tokens of a training sample are known (held clean): text to video, animate, extend, interpolate, inpaint.
+"""Which tokens of a training sample are known (held clean), so that one model learns all that sampling may ask of it.
 
-Drawn on the token grid of the window itself. Latent 0 codes one frame and every later latent leans on the past, so a
-known first frame or prefix is exactly what sampling will be given.
+Drawn on the token grid of the window itself. Latent 0 codes one frame and every later latent leans on the past: a
+known first frame or prefix is exactly what sampling will be given, and known latents further on nearly so, since
+sampling encodes them without the past that they had in training (`docs/prompting.md` has the distance).
 """
 
 from collections.abc import Callable
@@ -17,14 +18,17 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class KnownProbabilities:
-    """How often each mask is drawn; what remains to 1 has nothing known.
+    """How often each mask is drawn; what remains to 1 has nothing known (text to video).
 
-    `first`: latent frame 0. `prefix`: the first k, 1 <= k < F. `ends`: the first and the last. `frames`: any
-    subset. `region`: in all frames, all tokens outside a box, or all inside it.
+    `first`: latent frame 0 (animate a still). `prefix`: the first k, 1 <= k < F (extend forward). `suffix`: the last
+    k (extend backward). `ends`: the first a and the last b, a + b < F (connect, loop). `frames`: any subset, each as
+    likely to be sparse as dense (key frames). `region`: a box, or all but a box, in all frames or in a run of them
+    (inpaint, outpaint, inpaint in time). Every k, and every a + b, is equally likely.
     """
 
     first: float = 0.0
     prefix: float = 0.0
+    suffix: float = 0.0
     ends: float = 0.0
     frames: float = 0.0
     region: float = 0.0
@@ -51,7 +55,7 @@ def draw_known(
     return None
 
 
-def _from_frames(grid: Grid, frames: np.ndarray | slice | list[int]) -> np.ndarray:
+def _from_frames(grid: Grid, frames: np.ndarray | slice) -> np.ndarray:
     known = np.zeros(grid, bool)
     known[frames] = True
     return known
@@ -65,8 +69,19 @@ def _prefix(rng: np.random.Generator, grid: Grid) -> np.ndarray:
     return _from_frames(grid, slice(0, int(rng.integers(1, max(grid[0], 2)))))
 
 
+def _suffix(rng: np.random.Generator, grid: Grid) -> np.ndarray:
+    return _from_frames(grid, slice(grid[0] - int(rng.integers(1, max(grid[0], 2))), None))
+
+
 def _ends(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    return _from_frames(grid, [0, -1])
+    """Several latents at an end say how things move there, which one alone does not."""
+    if grid[0] < 3:
+        return np.zeros(grid, bool)
+    both = int(rng.integers(2, grid[0]))
+    at_start = int(rng.integers(1, both))
+    frames = np.zeros(grid[0], bool)
+    frames[:at_start] = frames[grid[0] - (both - at_start) :] = True
+    return _from_frames(grid, frames)
 
 
 def _frames(rng: np.random.Generator, grid: Grid) -> np.ndarray:
@@ -74,17 +89,21 @@ def _frames(rng: np.random.Generator, grid: Grid) -> np.ndarray:
 
 
 def _region(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    """A box of a quarter to three quarters of each side, known outside of it (inpaint) or inside (outpaint)."""
+    """A box of a quarter to three quarters of each side, known outside of it (inpaint) or inside (outpaint); half of
+    the boxes last from the first frame to the last, the others for some frames."""
     inside = np.zeros(grid, bool)
     box: list[slice] = []
     for length in grid[1:]:
         side = max(1, round(length * rng.uniform(0.25, 0.75)))
         start = int(rng.integers(0, length - side + 1))
         box.append(slice(start, start + side))
-    inside[:, box[0], box[1]] = True
+    first, last = 0, grid[0] - 1
+    if rng.random() < 0.5:
+        first, last = np.sort(rng.integers(0, grid[0], 2))
+    inside[first : last + 1, box[0], box[1]] = True
     return inside if rng.random() < 0.5 else ~inside
 
 
 _MASKS: dict[str, Callable[[np.random.Generator, Grid], np.ndarray]] = {
-    "first": _first, "prefix": _prefix, "ends": _ends, "frames": _frames, "region": _region,
+    "first": _first, "prefix": _prefix, "suffix": _suffix, "ends": _ends, "frames": _frames, "region": _region,
 }  # fmt: skip
