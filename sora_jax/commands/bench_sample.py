@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--steps", type=int, default=30, help="solver steps")
     parser.add_argument("--guidance", type=float, default=6.0, help="guidance scale; 1 is none, and half of the work")
-    parser.add_argument("--solver", default="euler", help="euler, heun or midpoint")
+    parser.add_argument("--solver", default="euler", help="euler, heun, midpoint, dpm++ or unipc")
     parser.add_argument("--rows_per_batch", type=int, default=8, help="packed rows that are sampled at once")
     parser.add_argument("--rounds", type=int, default=3, help="times that it is sampled, of which the best counts")
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="prompt i of a file uses seed + i")
     parser.add_argument("--steps", type=int, default=30, help="solver steps")
     parser.add_argument("--guidance", type=float, default=6.0, help="guidance scale; 1 is none")
-    parser.add_argument("--solver", default="euler", help="euler, heun or midpoint")
+    parser.add_argument("--solver", default="euler", help="euler, heun, midpoint, dpm++ or unipc")
     parser.add_argument("--format", choices=ENDINGS, default="mp4", help="file ending inside a folder")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters instead of their EMA")

@@ -14,27 +14,56 @@ from jaxtyping import Array, Float
 from data_pipeline.errors import UserError
 from sora_jax.diffusion import flow, samplers
 from sora_jax.diffusion.flow import FlowConfig
+from sora_jax.diffusion.guidance import Guidance, Kind, guided
 from sora_jax.models.dit import Dit, DitConfig
 from sora_jax.models.layers import DTYPES, definition
 from sora_jax.models.t5 import T5Config, t5_definition
+from sora_jax.parallel import constrain
 from sora_jax.types import Batch, Frozen
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """`guidance` 1 is no guidance; `num_steps` counts solver steps, of one (Euler) or two network calls."""
+    """`num_steps` counts solver steps, each of one network call or two (`samplers.SOLVERS`).
+
+    `guidance` 1 is no guidance; it acts at times within `guidance_interval` and is rescaled by the share
+    `guidance_rescale` (`guidance.py`). `shift` above 0 is the factor of `flow.shift_by` for every sample; 0 takes each
+    sample's own, by its tokens.
+    """
 
     num_steps: int = 30
     guidance: float = 6.0
     solver: str = "euler"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
+        low, high = self.guidance_interval
         if self.num_steps < 1:
             raise UserError(f"steps is {self.num_steps}, but must be at least 1")
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance is {self.guidance}, but must be a finite number; 1 is none")
+        if not 0.0 <= low < high <= 1.0:
+            raise UserError(
+                f"guidance_interval is {low} to {high}, but must be two times, 0 <= low < high <= 1; 0 to 1 is always"
+            )
+        if not 0.0 <= self.guidance_rescale <= 1.0:
+            raise UserError(f"guidance_rescale is {self.guidance_rescale}, but must be from 0, which is none, to 1")
+        if not 0.0 <= self.shift < math.inf:
+            raise UserError(f"shift is {self.shift}, but must be above 0, or 0 for one that follows a sample's tokens")
         if self.solver not in samplers.SOLVERS:
             raise UserError(f"solver is '{self.solver}', which is none of {', '.join(samplers.SOLVERS)}")
+
+    @property
+    def numbers(self) -> Guidance:
+        """What guidance a compiled program is given."""
+        return Guidance(self.guidance, *self.guidance_interval, self.guidance_rescale)
+
+    @property
+    def num_calls(self) -> int:
+        """How often the network is called; with and without a prompt are one call."""
+        return self.num_steps * samplers.SOLVERS[self.solver].evaluations
 
 
 def predict_velocity(
@@ -66,7 +95,7 @@ def with_text_features(model: DitConfig, frozen: Frozen, batch: Batch) -> Batch:
     return {**batch, "text_features": features.astype(DTYPES[model.dtype])}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "cfg", "num_steps", "solver", "guided"))
+@functools.partial(jax.jit, static_argnames=("model", "cfg", "num_steps", "solver", "kind"))
 def sample_rows(
     model: DitConfig,
     cfg: FlowConfig,
@@ -74,37 +103,42 @@ def sample_rows(
     frozen: Frozen,
     batch: Batch,
     noise: Float[Array, "B L P"],
-    guidance: Float[Array, ""],
+    guidance: Guidance,
+    shift: float | jax.Array,
     empty_text_id: int | jax.Array,
     *,
     num_steps: int,
     solver: str,
-    guided: bool,
+    kind: Kind,
 ) -> Float[Array, "B L P"]:
     """Tokens at t = 0 for every row of `batch`, whose known tokens keep their values.
 
-    With guidance a step runs conditional and unconditional rows as one batch of 2B.
+    `kind` is `kind_of(guidance)`. With guidance a step runs conditional and unconditional rows as one batch of 2B.
     """
     known = batch["noise_group_ids"] % 2 == 1
-    start = jnp.where(known[..., None], batch["tokens"], noise)
-    network_batch = {k: v for k, v in batch.items() if k in NETWORK_INPUTS}
-    if guided:
-        network_batch = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b]), network_batch, without_text(network_batch, empty_text_id)
-        )
+    start = constrain(jnp.where(known[..., None], batch["tokens"], noise), "row", "token", None)
+    with_prompt = {k: v for k, v in batch.items() if k in NETWORK_INPUTS}
+    both = paired(with_prompt, without_text(with_prompt, empty_text_id)) if kind.is_guided else with_prompt
+    both = with_text_features(model, frozen, both)
+    with_prompt = {k: v[::2] for k, v in both.items()} if kind.is_guided else both
 
-    network_batch = with_text_features(model, frozen, network_batch)
+    def conditional(x: jax.Array, group_times: jax.Array) -> jax.Array:
+        return predict_velocity(model, cfg, params, x, group_times, with_prompt)
 
-    def velocity(x: jax.Array, group_times: jax.Array) -> jax.Array:
-        if not guided:
-            return predict_velocity(model, cfg, params, x, group_times, network_batch)
-        both = predict_velocity(
-            model, cfg, params, jnp.concatenate([x, x]), jnp.concatenate([group_times, group_times]), network_batch
-        )
-        return samplers.guide(*jnp.split(both, 2), guidance)
+    def pair(x: jax.Array, group_times: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, group_times = paired((x, group_times), (x, group_times))
+        out = predict_velocity(model, cfg, params, x, group_times, both)
+        return out[::2], out[1::2]
 
-    times = samplers.schedule(num_steps, batch["sample_tokens"], cfg.reference_tokens)
-    return samplers.solve(velocity, start, times, batch["noise_group_ids"], solver)
+    ids = batch["noise_group_ids"]
+    velocity = guided(conditional, pair, guidance, kind, batch["segment_ids"], ids)
+    times = samplers.schedule(num_steps, batch["sample_tokens"], cfg.reference_tokens, shift)
+    return samplers.solve(velocity, start, times, ids, solver)
+
+
+def paired(first: Any, second: Any) -> Any:
+    """Two batches as one of twice the rows, row by row, so that both of a row stay on the device that holds it."""
+    return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), first, second)
 
 
 NETWORK_INPUTS = ("segment_ids", "positions", "text_ids", "text_segment_ids", "text_positions", "noise_group_ids")

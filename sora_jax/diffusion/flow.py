@@ -65,9 +65,18 @@ def to_noise(velocity: Float[Array, "..."], x_t: Float[Array, "..."], t: Float[A
 
 
 def shift(t: Float[Array, "..."], num_tokens: Int[Array, "..."], reference_tokens: int) -> Float[Array, "..."]:
-    """a t / (1 + (a - 1) t) with a = sqrt(num_tokens / reference_tokens) (Esser et al. 2024, eq. 23)."""
-    a = jnp.sqrt(jnp.maximum(num_tokens, 1) / reference_tokens)
-    return a * t / (1.0 + (a - 1.0) * t)
+    """`shift_by` the factor of a sample of `num_tokens`."""
+    return shift_by(t, shift_factor(num_tokens, reference_tokens))
+
+
+def shift_factor(num_tokens: Int[Array, "..."], reference_tokens: int) -> Float[Array, "..."]:
+    """a = sqrt(num_tokens / reference_tokens): the noise that hides as much of a sample with more tokens."""
+    return jnp.sqrt(jnp.maximum(num_tokens, 1) / reference_tokens)
+
+
+def shift_by(t: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """a t / (1 + (a - 1) t) (Esser et al. 2024, eq. 23): above a = 1 all times lie nearer to 1; 0 and 1 stay, exactly."""
+    return a * t / (a * t + (1.0 - t))
 
 
 def draw_times(key: jax.Array, num_tokens: Int[Array, " G"], cfg: FlowConfig) -> Float[Array, " G"]:

@@ -21,6 +21,7 @@ from data_pipeline.packing import RowLayout, SampleInput, pack_row, segment_offs
 from data_pipeline.tokenizer import Tokenizer
 from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
+from sora_jax.diffusion.guidance import kind_of
 from sora_jax.models.codec import Codec, load_codec
 from sora_jax.models.dit import DitConfig
 from sora_jax.types import Frozen
@@ -177,11 +178,12 @@ class Generator:
             frozen,
             {k: jnp.asarray(v) for k, v in batch.items()},
             jnp.asarray(noise),
-            jnp.float32(sampling.guidance),
+            sampling.numbers,
+            sampling.shift,
             self.tokenizer.eos_id,
             num_steps=sampling.num_steps,
             solver=sampling.solver,
-            guided=sampling.guidance != 1.0,
+            kind=kind_of(sampling.numbers),
         )
         return np.asarray(tokens)
 

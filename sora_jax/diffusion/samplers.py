@@ -1,48 +1,44 @@
 """Solvers of dx/dt = v(x, t) from noise (t = 1) to data (t = 0), as plain functions over packed rows.
 
-Every noise group has its own times, so that samples of different length, and tokens that are known, share a row.
-`times[i]` is `[B, K]`; a group whose times are all zero never moves.
+Every noise group has its own times, so that samples of different length, and tokens that are known, share a row: all
+that a solver sees of a sample's schedule is `times` `[num_times, B, K]`, which fall from wherever the group starts. A
+group whose times are all the same never moves.
+
+Euler, Heun and midpoint step along v. The multistep solvers of `multistep.py` call the network once a step too, and
+remember what it said before.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from sora_jax.diffusion import flow
-
-VelocityFn = Callable[[jax.Array, jax.Array], jax.Array]
-"""(x [B, L, P], group times [B, K]) -> velocity [B, L, P]."""
+from sora_jax.diffusion import flow, multistep
+from sora_jax.diffusion.multistep import State, VelocityFn, Window, per_token
 
 
-def schedule(num_steps: int, sample_tokens: Int[Array, "B G"], reference_tokens: int) -> Float[Array, "num_times B K"]:
-    """Uniform times from 1 to 0, shifted by each sample's number of tokens; known groups stay at 0."""
+class Solver(NamedTuple):
+    """One step of a method: `(velocity, state, window of times, group of each token) -> state`.
+
+    A state's first array is x; it begins as `1 + memories` copies of x. A step asks for `evaluations` velocities.
+    """
+
+    step: Callable[[VelocityFn, State, Window, jax.Array], State]
+    evaluations: int
+    memories: int = 0
+
+
+def schedule(
+    num_steps: int, sample_tokens: Int[Array, "B G"], reference_tokens: int, shift: float | jax.Array = 0.0
+) -> Float[Array, "num_times B K"]:
+    """Uniform times from 1 to 0, shifted towards noise by each sample's number of tokens (`flow.shift`), or all by the
+    factor `shift` if that is above 0; known groups stay at 0."""
     uniform = jnp.linspace(1.0, 0.0, num_steps + 1)[:, None, None]
-    noisy = flow.shift(
-        jnp.broadcast_to(uniform, (num_steps + 1, *sample_tokens.shape)), sample_tokens, reference_tokens
-    )
+    factor = jnp.where(shift > 0, shift, flow.shift_factor(sample_tokens, reference_tokens))
+    noisy = flow.shift_by(uniform, factor)
     return jnp.stack([noisy, jnp.zeros_like(noisy)], axis=-1).reshape(num_steps + 1, sample_tokens.shape[0], -1)
-
-
-def euler(velocity: VelocityFn, x, t, t_next, ids):
-    """x + (t' - t) v(x, t): first order, one evaluation a step."""
-    return x + _step(t, t_next, ids) * velocity(x, t)
-
-
-def heun(velocity: VelocityFn, x, t, t_next, ids):
-    """The trapezoidal rule with an Euler predictor: second order, two evaluations a step."""
-    dt, first = _step(t, t_next, ids), velocity(x, t)
-    return x + dt * 0.5 * (first + velocity(x + dt * first, t_next))
-
-
-def midpoint(velocity: VelocityFn, x, t, t_next, ids):
-    """The velocity half-way: second order, two evaluations a step, none of them at t = 0."""
-    middle = 0.5 * (t + t_next)
-    return x + _step(t, t_next, ids) * velocity(x + _step(t, middle, ids) * velocity(x, t), middle)
-
-
-SOLVERS = {"euler": euler, "heun": heun, "midpoint": midpoint}
 
 
 def solve(
@@ -52,22 +48,51 @@ def solve(
     noise_group_ids: Int[Array, "B L"],
     solver: str,
 ) -> Float[Array, "B L P"]:
-    """Samples at t = 0. Known tokens, whose group stays at t = 0, keep the values that `noise` holds for them."""
-    step = SOLVERS[solver]
+    """Samples at t = 0. Tokens whose group's times never change keep the values that `noise` holds for them, bitwise.
 
-    def body(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return step(velocity, x, *pair, noise_group_ids), None
+    A step's window is (t_{i-2}, t_{i-1}, t_i, t_{i+1}); what would lie before the start is the start itself.
+    """
+    method = SOLVERS[solver]
+    still = _is_still(times, noise_group_ids)
 
-    return jax.lax.scan(body, noise, (times[:-1], times[1:]))[0]
+    def body(state: State, window: Window) -> tuple[State, None]:
+        x, *memory = method.step(velocity, state, window, noise_group_ids)
+        return (jnp.where(still, noise, x), *memory), None
+
+    padded = jnp.concatenate([times[:1], times[:1], times])
+    windows = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
+    return jax.lax.scan(body, (noise,) * (1 + method.memories), windows)[0][0]
 
 
-def guide(
-    conditional: Float[Array, "B L P"], unconditional: Float[Array, "B L P"], scale: float | jax.Array
-) -> Float[Array, "B L P"]:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): scale 1 is the conditional velocity."""
-    return unconditional + scale * (conditional - unconditional)
+def euler(velocity: VelocityFn, state: State, window: Window, ids: jax.Array) -> State:
+    """x + (t' - t) v(x, t): first order, one evaluation a step."""
+    (x,), (t, t_next) = state, window[-2:]
+    return (x + per_token(t_next - t, ids) * velocity(x, t),)
 
 
-def _step(t: Float[Array, "B K"], t_next: Float[Array, "B K"], ids: Int[Array, "B L"]) -> Float[Array, "B L 1"]:
-    # Not the one-hot product that gathers modulation: time steps must not be rounded to bfloat16.
-    return jnp.take_along_axis(t_next - t, ids, axis=1)[..., None]
+def heun(velocity: VelocityFn, state: State, window: Window, ids: jax.Array) -> State:
+    """The trapezoidal rule with an Euler predictor: second order, two evaluations a step."""
+    (x,), (t, t_next) = state, window[-2:]
+    dt, first = per_token(t_next - t, ids), velocity(x, t)
+    return (x + dt * 0.5 * (first + velocity(x + dt * first, t_next)),)
+
+
+def midpoint(velocity: VelocityFn, state: State, window: Window, ids: jax.Array) -> State:
+    """The velocity half-way: second order, two evaluations a step, none of them at t = 0."""
+    (x,), (t, t_next) = state, window[-2:]
+    middle = 0.5 * (t + t_next)
+    half = x + per_token(middle - t, ids) * velocity(x, t)
+    return (x + per_token(t_next - t, ids) * velocity(half, middle),)
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Solver(euler, evaluations=1),
+    "heun": Solver(heun, evaluations=2),
+    "midpoint": Solver(midpoint, evaluations=2),
+    "dpm++": Solver(multistep.dpm_solver_pp, evaluations=1, memories=1),
+    "unipc": Solver(multistep.unipc, evaluations=1, memories=3),
+}
+
+
+def _is_still(times: Float[Array, "num_times B K"], ids: Int[Array, "B L"]) -> Bool[Array, "B L 1"]:
+    return per_token(jnp.all(times == times[0], axis=0), ids)

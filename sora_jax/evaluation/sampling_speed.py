@@ -7,28 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
+from sora_jax.diffusion.guidance import kind_of
 from sora_jax.evaluation.step_speed import best_mean_seconds, compile_timed, memory
 from sora_jax.models.dit import FROZEN_TEXT, forward_flops
 from sora_jax.objectives.synthetic import Synthetic
-
-EVALUATIONS = {"euler": 1, "heun": 2, "midpoint": 2}
-"""Velocities that a solver's step asks for."""
 
 
 def measure_sampling(
     synthetic: Synthetic, params: Any, batch: dict[str, np.ndarray], sampling: SamplingConfig, rounds: int
 ) -> tuple[dict[str, Any], float]:
     """(seconds, compilation and bytes, useful FLOPs) of a batch of samples. `params` are the DiT's."""
-    is_guided, frozen = sampling.guidance != 1.0, synthetic.task.frozen
+    frozen = synthetic.task.frozen
     noise = jax.random.normal(jax.random.key(0), batch["tokens"].shape)
     arrays = {name: jnp.asarray(array) for name, array in batch.items()}
-    arguments = frozen, arrays, noise, jnp.float32(sampling.guidance), jnp.int32(1)
+    arguments = frozen, arrays, noise, sampling.numbers, sampling.shift, jnp.int32(1)
     program, compile_s = compile_timed(
         sample_rows,
         *(synthetic.config.model, synthetic.config.flow, params, *arguments),
         num_steps=sampling.num_steps,
         solver=sampling.solver,
-        guided=is_guided,
+        kind=kind_of(sampling.numbers),
     )
     batch_s, tokens = best_mean_seconds(lambda: program(params, *arguments), jax.block_until_ready, 1, rounds)
     measured = {
@@ -47,10 +45,9 @@ def sampling_flops(synthetic: Synthetic, batch: dict[str, np.ndarray], sampling:
     is run once."""
     video = [int(n) for n in batch["sample_tokens"].ravel() if n]
     captions = [synthetic.text_tokens, *([1] if sampling.guidance != 1.0 else [])]
-    passes = EVALUATIONS[sampling.solver] * sampling.num_steps
     total = 0.0
     for length in captions:
         parts = forward_flops(synthetic.config.model, video, [length] * len(video))
         once = parts.pop(FROZEN_TEXT, 0.0)
-        total += passes * sum(parts.values()) + once
+        total += sampling.num_calls * sum(parts.values()) + once
     return total
