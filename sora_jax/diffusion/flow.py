@@ -75,7 +75,7 @@ def shift_factor(num_tokens: Int[Array, "..."], reference_tokens: int) -> Float[
 
 
 def shift_by(t: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
-    """a t / (1 + (a - 1) t) (Esser et al. 2024, eq. 23): above a = 1 all times lie nearer to 1; 0 and 1 stay, exactly."""
+    """a t / (1 + (a - 1) t) (Esser et al. 2024, eq. 23): a above 1 moves times towards 1; 0 and 1 stay, exactly."""
     return a * t / (a * t + (1.0 - t))
 
 

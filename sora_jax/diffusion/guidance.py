@@ -2,9 +2,9 @@
 
     v = v_u + w (v_c - v_u)        (Ho & Salimans 2022, eq. 6, for velocities)
 
-Only times within an interval need it (Kynkäänniemi et al. 2024): near t = 1 it narrows what is drawn, near t = 0 it does
-nothing. Outside of the interval the unconditional half is not computed. A large scale makes colours glare; rescaling
-(Lin et al. 2023, eq. 15-16) gives the guided velocity the deviation of the conditional one, by a share φ.
+Only times within an interval need it (Kynkäänniemi et al. 2024): near t = 1 it narrows what is drawn, near t = 0 it
+does nothing. Outside of the interval the unconditional half is not computed. A large scale makes colours glare;
+rescaling (Lin et al. 2023, eq. 15-16) gives the guided velocity the deviation of the conditional one, by a share φ.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def rescale(
     noise_group_ids: Int[Array, "B L"],
     num_groups: int,
 ) -> Float[Array, "B L P"]:
-    """φ v std(v_c) / std(v) + (1 - φ) v (Lin et al. 2023, eq. 15-16), the deviations over each sample's noisy tokens."""
+    """φ v std(v_c) / std(v) + (1 - φ) v (Lin et al. 2023, eq. 15-16); the deviations are of a sample's noisy tokens."""
     weights = jax.nn.one_hot(noise_group_ids, num_groups) * _is_noisy(segment_ids, noise_group_ids)[..., None]
     ratio = _deviation(conditional, weights, noise_group_ids) / jnp.maximum(
         _deviation(v, weights, noise_group_ids), jnp.finfo(jnp.float32).tiny
@@ -109,9 +109,7 @@ def rescale(
     return v * per_token(share * ratio + (1.0 - share), noise_group_ids)
 
 
-def _deviation(
-    x: Float[Array, "B L P"], weights: Float[Array, "B L K"], ids: Int[Array, "B L"]
-) -> Float[Array, "B K"]:
+def _deviation(x: Float[Array, "B L P"], weights: Float[Array, "B L K"], ids: Int[Array, "B L"]) -> Float[Array, "B K"]:
     """Of each group's values, from their mean; float32 sums, on a TPU too."""
 
     def mean(values: Float[Array, "B L"]) -> Float[Array, "B K"]:

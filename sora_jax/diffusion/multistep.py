@@ -8,8 +8,8 @@ and where x_0 is one estimate D over the step, an interpolation: x' = (t' / t) x
 -α' (e^{-h} - 1) = 1 - t' / t. With D = x_0(x, t) that is Euler's step. These methods call the network once a step and
 put what it said before into D, by the ratio k of this step's h to the last one's.
 
-Both ends are limits, taken exactly. At t = 1, λ is -∞: a step from there is a memory that is infinitely far away, k = 0.
-At t' = 0, h is ∞: the step ends at D = x_0(x, t), of first order, as both papers end.
+Both ends are limits, taken exactly. At t = 1, λ is -∞: what the network said there is infinitely far away, k = 0. At
+t' = 0, h is ∞: the step ends at D = x_0(x, t), of first order, as both papers end.
 """
 
 from collections.abc import Callable

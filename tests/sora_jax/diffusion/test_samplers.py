@@ -4,6 +4,7 @@ The velocities are exact: of one Gaussian, and of a mixture of two, whose flow i
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,13 @@ def largest_errors(solver: str, num_steps: int) -> tuple[float, float]:
 
 
 # DPM-Solver++(2M) has no memory of its first step from t = 1, where λ is -∞: its errors there add up to log(n) / n².
-ORDERS = {"euler": (0.9, 0.07), "heun": (1.9, 2e-3), "midpoint": (1.9, 2e-3), "dpm++": (1.6, 5e-3), "unipc": (1.9, 3e-3)}
+ORDERS = {
+    "euler": (0.9, 0.07),
+    "heun": (1.9, 2e-3),
+    "midpoint": (1.9, 2e-3),
+    "dpm++": (1.6, 5e-3),
+    "unipc": (1.9, 3e-3),
+}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -79,20 +86,20 @@ def test_errors_fall_by_the_solvers_order_and_the_distribution_is_recovered(solv
 
 
 def euler(clean, x, t):
-    for now, after in zip(t, t[1:], strict=False):
+    for now, after in itertools.pairwise(t):
         x = x + (after - now) * velocity_of(clean, x, now)
     return x
 
 
 def heun(clean, x, t):
-    for now, after in zip(t, t[1:], strict=False):
+    for now, after in itertools.pairwise(t):
         first = velocity_of(clean, x, now)
         x = x + (after - now) / 2 * (first + velocity_of(clean, x + (after - now) * first, after))
     return x
 
 
 def midpoint(clean, x, t):
-    for now, after in zip(t, t[1:], strict=False):
+    for now, after in itertools.pairwise(t):
         half = (now + after) / 2
         x = x + (after - now) * velocity_of(clean, x + (half - now) * velocity_of(clean, x, now), half)
     return x
