@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from data_pipeline.errors import UserError
+from data_pipeline.packing import GROUPS_PER_SEGMENT
 from sora_jax.diffusion import flow, samplers
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.guidance import Guidance, Kind, guided
@@ -106,17 +107,19 @@ def sample_rows(
     guidance: Guidance,
     shift: float | jax.Array,
     empty_text_id: int | jax.Array,
+    starts: Float[Array, "B G"] | None = None,
     *,
     num_steps: int,
     solver: str,
     kind: Kind,
 ) -> Float[Array, "B L P"]:
-    """Tokens at t = 0 for every row of `batch`, whose known tokens keep their values.
+    """Tokens at t = 0 for every row of `batch`, whose known tokens keep their values, bitwise.
 
-    `kind` is `kind_of(guidance)`. With guidance a step runs conditional and unconditional rows as one batch of 2B.
+    The others start from `noise`, or where `starts` has a time below 1 for their segment, from `batch`'s tokens with
+    as much noise. `kind` is `kind_of(guidance)`. With guidance a step runs conditional and unconditional rows as one
+    batch of 2B.
     """
-    known = batch["noise_group_ids"] % 2 == 1
-    start = constrain(jnp.where(known[..., None], batch["tokens"], noise), "row", "token", None)
+    start = constrain(begin(batch, noise, starts), "row", "token", None)
     with_prompt = {k: v for k, v in batch.items() if k in NETWORK_INPUTS}
     both = paired(with_prompt, without_text(with_prompt, empty_text_id)) if kind.is_guided else with_prompt
     both = with_text_features(model, frozen, both)
@@ -132,13 +135,22 @@ def sample_rows(
 
     ids = batch["noise_group_ids"]
     velocity = guided(conditional, pair, guidance, kind, batch["segment_ids"], ids)
-    times = samplers.schedule(num_steps, batch["sample_tokens"], cfg.reference_tokens, shift)
+    times = samplers.schedule(num_steps, batch["sample_tokens"], cfg.reference_tokens, shift, starts)
     return samplers.solve(velocity, start, times, ids, solver)
 
 
 def paired(first: Any, second: Any) -> Any:
     """Two batches as one of twice the rows, row by row, so that both of a row stay on the device that holds it."""
     return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), first, second)
+
+
+def begin(batch: Batch, noise: Float[Array, "B L P"], starts: Float[Array, "B G"] | None) -> Float[Array, "B L P"]:
+    """Where sampling starts: known tokens as they are; the others noise, mixed with their values below time 1."""
+    ids = batch["noise_group_ids"]
+    if starts is not None:
+        t = jnp.take_along_axis(starts, ids // GROUPS_PER_SEGMENT, axis=1)[..., None]
+        noise = jnp.where(t < 1.0, flow.corrupt(batch["tokens"], noise, t), noise)
+    return jnp.where((ids % GROUPS_PER_SEGMENT == 1)[..., None], batch["tokens"], noise)
 
 
 NETWORK_INPUTS = ("segment_ids", "positions", "text_ids", "text_segment_ids", "text_positions", "noise_group_ids")

@@ -75,7 +75,8 @@ def shift_factor(num_tokens: Int[Array, "..."], reference_tokens: int) -> Float[
 
 
 def shift_by(t: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
-    """a t / (1 + (a - 1) t) (Esser et al. 2024, eq. 23): a above 1 moves times towards 1; 0 and 1 stay, exactly."""
+    """a t / (1 + (a - 1) t) (Esser et al. 2024, eq. 23): a above 1 moves times towards 1; 0 and 1 stay, exactly.
+    The inverse is by 1 / a."""
     return a * t / (a * t + (1.0 - t))
 
 

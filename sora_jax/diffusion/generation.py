@@ -22,6 +22,7 @@ from data_pipeline.tokenizer import Tokenizer
 from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.guidance import kind_of
+from sora_jax.diffusion.prompting import Canvas
 from sora_jax.models.codec import Codec, load_codec
 from sora_jax.models.dit import DitConfig
 from sora_jax.types import Frozen
@@ -50,6 +51,7 @@ class Request:
     num_frames: int
     fps: float
     seed: int = 0
+    canvas: Canvas | None = None  # what of it is known, or where it starts; without one, noise alone
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,10 @@ class Generator:
             )
         if not MIN_FPS <= request.fps <= MAX_FPS:
             raise UserError(f"fps is {request.fps}, but must be between {MIN_FPS} and {MAX_FPS}")
-        return config.latent_shape(request.num_frames, request.height, request.width)[:3]
+        shape = config.latent_shape(request.num_frames, request.height, request.width)[:3]
+        if request.canvas is not None and request.canvas.shape != shape:
+            raise UserError(f"the canvas has latents of shape {request.canvas.shape}, but the video needs {shape}")
+        return shape
 
     def num_tokens(self, request: Request) -> int:
         return self.layout.num_tokens(self.latent_shape(request))
@@ -153,7 +158,14 @@ class Generator:
     def _row(self, requests: Sequence[Request], numbers: Sequence[int]) -> dict[str, np.ndarray]:
         compression = self.codec.config.temporal_compression
         samples = [
-            SampleInput(self.latent_shape(requests[n]), requests[n].fps, compression, self.text_ids(requests[n]))
+            SampleInput(
+                shape=self.latent_shape(requests[n]),
+                fps=requests[n].fps,
+                temporal_compression=compression,
+                text_ids=self.text_ids(requests[n]),
+                latents=None if (canvas := requests[n].canvas) is None else canvas.latents,
+                known=None if canvas is None else canvas.known,
+            )
             for n in numbers
         ]
         return pack_row(samples, self.layout)
@@ -167,10 +179,12 @@ class Generator:
         sampling: SamplingConfig,
     ) -> Float[np.ndarray, "B L P"]:
         noise = np.zeros(batch["tokens"].shape, np.float32)
+        starts = np.ones(batch["sample_tokens"].shape, np.float32)
         for row, requests in enumerate(members):
             values = [_noise(r.seed, self.num_tokens(r), self.layout.patch_values) for r in requests]
             joined = np.concatenate(values)
             noise[row, : len(joined)] = joined
+            starts[row, : len(requests)] = [1.0 if r.canvas is None else r.canvas.strength for r in requests]
         tokens = sample_rows(
             self.config.model,
             self.config.flow,
@@ -181,6 +195,7 @@ class Generator:
             sampling.numbers,
             sampling.shift,
             self.tokenizer.eos_id,
+            jnp.asarray(starts),
             num_steps=sampling.num_steps,
             solver=sampling.solver,
             kind=kind_of(sampling.numbers),

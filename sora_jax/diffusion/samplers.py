@@ -31,13 +31,18 @@ class Solver(NamedTuple):
 
 
 def schedule(
-    num_steps: int, sample_tokens: Int[Array, "B G"], reference_tokens: int, shift: float | jax.Array = 0.0
+    num_steps: int,
+    sample_tokens: Int[Array, "B G"],
+    reference_tokens: int,
+    shift: float | jax.Array = 0.0,
+    starts: Float[Array, "B G"] | None = None,
 ) -> Float[Array, "num_times B K"]:
     """Uniform times from 1 to 0, shifted towards noise by each sample's number of tokens (`flow.shift`), or all by the
-    factor `shift` if that is above 0; known groups stay at 0."""
-    uniform = jnp.linspace(1.0, 0.0, num_steps + 1)[:, None, None]
+    factor `shift` if that is above 0; known groups stay at 0. A sample whose time `starts` below 1 takes the part of
+    this way from there on, in as many steps."""
     factor = jnp.where(shift > 0, shift, flow.shift_factor(sample_tokens, reference_tokens))
-    noisy = flow.shift_by(uniform, factor)
+    first = 1.0 if starts is None else flow.shift_by(starts, 1.0 / factor)
+    noisy = flow.shift_by(jnp.linspace(1.0, 0.0, num_steps + 1)[:, None, None] * first, factor)
     return jnp.stack([noisy, jnp.zeros_like(noisy)], axis=-1).reshape(num_steps + 1, sample_tokens.shape[0], -1)
 
 
