@@ -55,7 +55,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Generator:
+class PackedSampler:
     """A trained generator with everything between a prompt and pixels. `params` are the DiT's (usually its EMA),
     `frozen` what the task was trained with."""
 
@@ -97,8 +97,8 @@ class Generator:
                 for number, offset in zip(numbers, offsets, strict=False):
                     yield number, self._decode(tokens[row], int(offset), requests[number])
 
-    def fitting(self, requests: Sequence[Request]) -> "Generator":
-        """This generator with rows that hold the largest request: the network itself knows no row length.
+    def fitting(self, requests: Sequence[Request]) -> "PackedSampler":
+        """This sampler with rows that hold the largest request: the network itself knows no row length.
 
         Raises UserError for an illegal size, duration or rate.
         """
@@ -229,7 +229,7 @@ class PreviewConfig:
         ]
 
 
-def make_preview(generator: Generator, cfg: PreviewConfig) -> Callable[[Any, Any, Path, int], list[Path]] | None:
+def make_preview(generator: PackedSampler, cfg: PreviewConfig) -> Callable[[Any, Any, Path, int], list[Path]] | None:
     """A preview that samples the configured prompts with the EMA parameters: one line of frames for each."""
     if not cfg.prompts:
         return None
@@ -244,6 +244,8 @@ def make_preview(generator: Generator, cfg: PreviewConfig) -> Callable[[Any, Any
     return preview
 
 
-def load_generator(config: DiffusionConfig, layout: RowLayout, latents: Path) -> Generator:
+def load_generator(config: DiffusionConfig, layout: RowLayout, latents: Path) -> PackedSampler:
     """A generator whose autoencoder and tokenizer lie beside the latents that it was trained on."""
-    return Generator(config, layout, load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model"))
+    return PackedSampler(
+        config, layout, load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model")
+    )

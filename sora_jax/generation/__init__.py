@@ -1,0 +1,1 @@
+"""From what a person asks for to files: options, the Python API, sampling in bulk."""

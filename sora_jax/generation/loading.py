@@ -1,0 +1,85 @@
+"""A trained run as something that samples: its generator, parameters, frozen networks, and what these are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import Tokenizer
+from sora_jax.config import build_config
+from sora_jax.diffusion.flow import FlowConfig
+from sora_jax.diffusion.generation import DiffusionConfig, PackedSampler, PreviewConfig
+from sora_jax.models.codec import load_codec
+from sora_jax.objectives.diffusion import load_text_encoder, model_config, stream_config
+from sora_jax.training.checkpoint import load_params
+from sora_jax.types import Frozen
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The sampler of a run with its parameters (the EMA, usually) and frozen networks; `preview` holds the settings
+    that the run drew its previews with."""
+
+    sampler: PackedSampler
+    params: Any
+    frozen: Frozen
+    preview: PreviewConfig
+    step: int
+
+
+def load_run(
+    run: Path,
+    step: int | None = None,
+    *,
+    ema: bool = True,
+    latents: Path | None = None,
+    text_encoder: Path | None = None,
+    tile: int = 0,
+) -> TrainedRun:
+    """The run in `run` at its newest checkpoint, or at `step`. `latents` and `text_encoder` say where these are, if
+    they have moved since training; frames are decoded in tiles of `tile` pixels, 0: whole.
+
+    Raises UserError for a run of another kind, and for an autoencoder, tokenizer or text encoder of another run.
+    """
+    loaded = load_params(run, step, ema=ema)
+    if "dit" not in loaded.params:
+        raise UserError(f"{run} is no generator's run: it trained {', '.join(loaded.params)}")
+    latents = latents or Path(loaded.config["data"]["path"])
+    if not (latents / "autoencoder").exists():
+        raise UserError(f"the run's latents are not at {latents}; say where they are with --latents")
+    codec, tokenizer = load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model")
+    codec.check_fingerprint(loaded.fingerprints["autoencoder"], latents)
+    if tokenizer.fingerprint != loaded.fingerprints["tokenizer"]:
+        raise UserError(
+            f"{latents} holds tokenizer {tokenizer.fingerprint[:12]}, but the run was trained with "
+            f"{loaded.fingerprints['tokenizer'][:12]}; point --latents at the latents that it was trained on"
+        )
+    layout = stream_config(loaded.config).layout(codec.config.latent_channels)
+    described = dict(loaded.config["model"])
+    if text_encoder is not None:
+        described["text_encoder"] = {**described.get("text_encoder", {}), "path": str(text_encoder)}
+    model = model_config(described, layout.patch_values, tokenizer.vocab_size)
+    flow = build_config(FlowConfig, loaded.config.get("flow", {}), "config.flow")
+    return TrainedRun(
+        PackedSampler(DiffusionConfig(model, flow), layout, codec.in_tiles(tile), tokenizer),
+        loaded.params["dit"],
+        load_frozen(described, tokenizer, latents, loaded.fingerprints),
+        build_config(PreviewConfig, loaded.config.get("preview", {}), "config.preview"),
+        loaded.step,
+    )
+
+
+def load_frozen(model: dict[str, Any], tokenizer: Tokenizer, latents: Path, fingerprints: dict[str, str]) -> Frozen:
+    """The frozen text encoder of `config.model`, if it has one, on the devices. Raises UserError for another one."""
+    encoder = load_text_encoder(model, tokenizer, latents)
+    if encoder is None:
+        return {}
+    expected = fingerprints.get("text_encoder", "none")
+    if encoder.fingerprint != expected:
+        raise UserError(
+            f"{model['text_encoder']['path']} holds text encoder {encoder.fingerprint[:12]}, but the run was trained "
+            f"with {expected[:12]}; say where that is with --text_encoder"
+        )
+    return jax.device_put({"text_encoder": encoder.params})

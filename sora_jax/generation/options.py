@@ -1,0 +1,79 @@
+"""Everything a sample can be asked for: one frozen record, the same for the command line and for Python.
+
+A field has the name of its flag. What is None is taken from the run's preview when the run is known (`resolved`).
+"""
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.errors import UserError
+from data_pipeline.video_io import check_memory
+from sora_jax.diffusion.denoiser import SamplingConfig
+from sora_jax.diffusion.generation import PreviewConfig, Request
+
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """One video, or image (`frames` 1). `size` is (width, height) in pixels, or "WIDTHxHEIGHT".
+
+    Raises UserError for what no run could do; what a run cannot do is said when it is known.
+    """
+
+    prompt: str = ""
+    size: tuple[int, int] | str | None = None
+    frames: int | None = None
+    fps: float | None = None
+    seed: int = 0
+    steps: int = 30
+    guidance: float = 6.0
+    solver: str = "euler"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, str):
+            object.__setattr__(self, "size", parse_size(self.size))
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"--seed is {self.seed}, but must be from 0 to {MAX_SEED}")
+        self.sampling()
+        if isinstance(self.size, tuple):
+            check_memory(self.frames or 1, self.size[1], self.size[0])
+
+    def sampling(self) -> SamplingConfig:
+        """How the way from noise to the sample is solved. Raises UserError for settings that nothing can solve."""
+        return SamplingConfig(self.steps, self.guidance, self.solver)
+
+    def resolved(self, preview: PreviewConfig) -> "SampleOptions":
+        """With the run's preview in place of what was left open."""
+        return changed(
+            self,
+            size=self.size or (preview.width, preview.height),
+            frames=preview.num_frames if self.frames is None else self.frames,
+            fps=preview.fps if self.fps is None else float(self.fps),
+        )
+
+    def request(self) -> Request:
+        """What the sampler is asked for; of resolved options."""
+        assert isinstance(self.size, tuple) and self.frames is not None and self.fps is not None, "resolve them first"
+        return Request(self.prompt, *self.size, self.frames, self.fps, self.seed)
+
+
+def changed(options: SampleOptions, **changes: Any) -> SampleOptions:
+    """`options` with other values. Raises UserError for a name that is no option, with the nearest ones."""
+    known = [field.name for field in dataclasses.fields(SampleOptions)]
+    for name in changes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+            raise UserError(f"a sample has no option '{name}'; did you mean {', '.join(near)}?")
+    return dataclasses.replace(options, **changes)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of "WIDTHxHEIGHT"."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise UserError(f"--size is '{text}', but must be WIDTHxHEIGHT in pixels, such as 256x144")
+    return int(match[1]), int(match[2])
