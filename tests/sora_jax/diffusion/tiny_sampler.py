@@ -13,7 +13,7 @@ from data_pipeline.packing import RowLayout, segment_offsets, stack_rows, unpack
 from data_pipeline.tokenizer import Tokenizer
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.flow import FlowConfig
-from sora_jax.diffusion.generation import DiffusionConfig, Generator, Request
+from sora_jax.diffusion.generation import DiffusionConfig, PackedSampler, Request
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
 from sora_jax.models.codec import Codec
 from sora_jax.models.dit import Dit, DitConfig
@@ -40,13 +40,13 @@ def make_codec() -> Codec:
 
 
 @functools.cache
-def make_sampler() -> tuple[Generator, Any]:
+def make_sampler() -> tuple[PackedSampler, Any]:
     """(the sampler, the parameters of its network)."""
     tokenizer = Tokenizer.train(["a red ball moves left"])
     model = DitConfig(CHANNELS, TextEncoderConfig(tokenizer.vocab_size, 16, 1, 2, 2), width=24, depth=2, num_heads=2)
     params = jax.jit(lambda key: initialise(lambda rngs: Dit(model, rngs), key))(jax.random.key(1))
     config = DiffusionConfig(model, FlowConfig(reference_tokens=8))
-    return Generator(config, LAYOUT, make_codec(), tokenizer), noisy(params)
+    return PackedSampler(config, LAYOUT, make_codec(), tokenizer), noisy(params)
 
 
 def sample(requests: list[Request]) -> list[np.ndarray]:
