@@ -50,7 +50,9 @@ def _quickstart(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         f"{thing.capitalize()} is moving {toward} in front of {ground}.",
         f"On {ground}, {thing} moves {toward} at a steady speed.",
     )
-    return f"{thing} moves {body.direction}", str(rng.choice(long))
+    if scene.occluder is None:
+        return f"{thing} moves {body.direction}", str(rng.choice(long))
+    return f"{thing} moves {body.direction} behind a grey bar", f"{rng.choice(long)} It passes behind a grey bar."
 
 
 def _short(scene: Scene) -> str:

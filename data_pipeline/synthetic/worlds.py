@@ -1,4 +1,4 @@
-"""The three worlds: `quickstart` (one object), `demo` (one or two, some events) and `rich` (everything).
+"""The three worlds: `quickstart` (one object, now and then behind a bar), `demo` (one or two, some events) and `rich` (everything).
 
 `draw_scene(world, seed, index)` is a pure function, so that clips can be drawn anywhere in any order. Quickstart and
 demo go through all combinations of colour, shape and direction in seeded blocks: every combination is equally often.
@@ -55,11 +55,15 @@ def _quickstart(rng: np.random.Generator, seed: int, index: int, size: Size | No
     num_frames, fps = frames or drawn_frames, 8.0
     ground = background(rng, str(rng.choice(["plain", "gradient"])), (14, 40), 8.0)
     size_px = float(rng.uniform(10, 12))
+    bounds, occluder = (float(width), float(height)), None
     if num_frames == 1:
-        body = resting(rng, shape, colour, size_px, (width, height), 1)
+        body = resting(rng, shape, colour, size_px, bounds, 1)
+    elif rng.random() < 0.15 and _has_room(direction, bounds, size_px):
+        body = moving(rng, shape, colour, size_px, direction, bounds, fps, num_frames, (1.0, 1.0))
+        occluder = _bar_across(rng, direction, bounds, size_px)
     else:
-        body = moving(rng, shape, colour, size_px, direction, (width, height), fps, num_frames, (0.6, 1.0), 9.5)
-    return Scene("quickstart", height, width, num_frames, fps, (body,), ground, Camera.static(num_frames))
+        body = moving(rng, shape, colour, size_px, direction, bounds, fps, num_frames, (0.6, 1.0), 9.5)
+    return Scene("quickstart", height, width, num_frames, fps, (body,), ground, Camera.static(num_frames), occluder)
 
 
 def _demo(rng: np.random.Generator, seed: int, index: int, size: Size | None, frames: int | None) -> Scene:
@@ -119,6 +123,11 @@ def _bouncing(
     margins = np.array([low[0], bounds[0] - high[0], low[1], bounds[1] - high[1]])
     track = simulate(start[None], (unit * speed)[None], margins[None], bounds, fps, num_frames)[:, 0]
     return Body(shape, colour, size_px, "bounce", direction, float(speed), track)
+
+
+def _has_room(direction: str, bounds: tuple[float, float], size_px: float) -> bool:
+    """Whether a bar of 5 pixels fits between a body's first place and its last."""
+    return bounds[0 if direction in ("left", "right") else 1] - 2.3 * size_px >= 5.0
 
 
 def _bar_across(rng: np.random.Generator, direction: str, bounds: tuple[float, float], size_px: float) -> Occluder:
