@@ -127,12 +127,15 @@ def test_collisions_keep_momentum_and_energy():
     assert np.hypot(*(track[:, 0] - track[:, 1]).T).min() > 11
 
 
-def test_occluders_hide_what_passes_behind():
-    scenes = [draw_scene("demo", 4, index) for index in range(120)]
-    behind = [render(scene)[1][0] for scene in scenes if scene.occluder is not None]
-    assert len(behind) >= 5
-    for visible in behind:
+@pytest.mark.parametrize("world", ["quickstart", "demo"])
+def test_occluders_hide_what_passes_behind_and_captions_say_so(world):
+    scenes = [draw_scene(world, 4, index) for index in range(120)]
+    behind = [scene for scene in scenes if scene.occluder is not None]
+    assert 5 <= len(behind) <= 30
+    for scene in behind:
+        visible = render(scene)[1][0]
         assert visible[0] > 0.9 and visible[-1] > 0.9 and visible.min() < 0.65
+        assert "grey bar" in captions(scene, np.random.default_rng(0))[1][0]
 
 
 @pytest.mark.parametrize("world", sorted(WORLDS))
