@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
+from data_pipeline.synthetic.captions import captions
 from data_pipeline.synthetic.generate import WorldConfig, generate, ground_truth
 from data_pipeline.synthetic.motion import simulate
 from data_pipeline.synthetic.palette import COLOURS, DIRECTIONS, SHAPES
