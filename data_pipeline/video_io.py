@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import av
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import GifImagePlugin, Image, ImageChops
 
 from data_pipeline import colour
 from data_pipeline.errors import UserError, from_os_error
@@ -129,40 +129,80 @@ def check_memory(num_frames: int, height: int, width: int) -> None:
         )
 
 
-def write_video(path: Path | str, frames: Frames, fps: float, crf: int | None = None) -> None:
-    """Writes mp4 (H.264), webm (VP9), gif or png (one frame only) by the ending of `path`, atomically.
+def write_video(
+    path: Path | str, frames: Iterable[UInt8[np.ndarray, "Y X 3"]], fps: float, crf: int | None = None
+) -> int:
+    """Writes mp4 (H.264), webm (VP9), gif or png (one frame only) by the ending of `path`, atomically; returns how many
+    frames. Of an iterator, one frame is in memory at a time.
 
     mp4 is 4:2:0 for even sizes and 4:4:4 for odd ones, so that the size is always exact. Raises `UserError` for
-    another ending, several frames as png, or a failed write.
+    another ending, several frames as png, or a failed write; what `frames` raises leaves no file behind.
     """
     path = Path(path)
-    data = encode_video(frames, fps, path.suffix.lower().lstrip("."), crf)
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path.write_bytes(data)
+        with partial_path.open("wb") as file:
+            num_frames = _write(file, frames, fps, path.suffix.lower().lstrip("."), crf)
         partial_path.replace(path)
     except OSError as error:
+        raise from_os_error(error, f"writing {path}") from error
+    finally:
         with suppress(OSError):
             partial_path.unlink()
-        raise from_os_error(error, f"writing {path}") from error
+    return num_frames
 
 
-def encode_video(frames: Frames, fps: float, ending: str, crf: int | None = None, full_chroma: bool = False) -> bytes:
+def encode_video(
+    frames: Iterable[UInt8[np.ndarray, "Y X 3"]],
+    fps: float,
+    ending: str,
+    crf: int | None = None,
+    full_chroma: bool = False,
+) -> bytes:
     """The bytes of a whole file; `crf` is the codec's quality (16 for H.264, 24 for VP9), `full_chroma` means 4:4:4."""
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
-        raise UserError(f"expected uint8 frames [T, Y, X, 3], got {frames.dtype} {list(frames.shape)}")
+    buffer = io.BytesIO()
+    _write(buffer, frames, fps, ending, crf, full_chroma)
+    return buffer.getvalue()
+
+
+def _write(
+    file: io.BytesIO | io.BufferedWriter, frames: Iterable[np.ndarray], fps: float, ending: str, crf: int | None, full_chroma: bool = False
+) -> int:
+    """Writes the frames into an open file, which can seek, and counts them."""
     if not fps > 0:
         raise UserError(f"fps must be above 0, got {fps}")
+    if ending not in ("mp4", "webm", "gif", "png"):
+        raise UserError(f"cannot write .{ending} files: choose an ending of mp4, webm, gif, png")
+    counted = Counted(frames)
+    first = next(counted, None)
+    if first is None:
+        raise UserError("expected uint8 frames [T, Y, X, 3], got none")
     if ending == "png":
-        if len(frames) > 1:
-            raise UserError(f"a png holds one frame, there are {len(frames)}: choose mp4, webm or gif")
-        return _image_bytes([Image.fromarray(frames[0])], format="PNG")
-    if ending == "gif":
-        return _encode_gif(frames, fps)
-    if ending in ("mp4", "webm"):
-        return encode_stream(frames, frames.shape[1], frames.shape[2], fps, ending, crf, full_chroma)
-    raise UserError(f"cannot write .{ending} files: choose an ending of mp4, webm, gif, png")
+        if next(counted, None) is not None:
+            raise UserError("a png holds one frame, there are more: choose mp4, webm or gif")
+        Image.fromarray(first).save(file, format="PNG")
+    elif ending == "gif":
+        _write_gif(file, chain([first], counted), fps)
+    else:
+        _encode(file, chain([first], counted), *first.shape[:2], fps, ending, crf, full_chroma)
+    return counted.number
+
+
+class Counted(Iterator[np.ndarray]):
+    """The frames of an iterable, checked to be pictures of one size, and how many have passed."""
+
+    def __init__(self, frames: Iterable[np.ndarray]):
+        self.frames, self.shape, self.number = iter(frames), None, 0
+
+    def __next__(self) -> np.ndarray:
+        frame = next(self.frames)
+        good = frame.ndim == 3 and frame.shape[-1] == 3 and frame.dtype == np.uint8 and frame.size
+        if not good or frame.shape != (self.shape or frame.shape):
+            size = f" of {list(self.shape)}" if self.shape else ""
+            raise UserError(f"expected uint8 frames [Y, X, 3]{size}, got {frame.dtype} {list(frame.shape)}")
+        self.shape, self.number = frame.shape, self.number + 1
+        return frame
 
 
 def encode_stream(
@@ -175,38 +215,36 @@ def encode_stream(
     full_chroma: bool = False,
 ) -> bytes:
     """`encode_video` for mp4 and webm, one frame in memory at a time."""
-    if ending == "webm":
-        options = {
-            "crf": str(24 if crf is None else crf),
-            "g": "8",
-            "threads": "1",
-            "cpu-used": "4",
-            "deadline": "good",
-        }
-        return _encode(
-            frames, height, width, fps, "webm", "libvpx-vp9", "yuv444p" if full_chroma else "yuv420p", options
-        )
-    # x264's fast kernels differ between CPUs and read memory that nobody wrote: without `cpu-independent`, 3 of 20
-    # tiny clips were encoded in two ways (in 70 runs each), with it none (in 250).
-    fixed = {"g": "8", "threads": "1", "preset": "medium", "x264-params": "cpu-independent=1"}
-    options = {"crf": str(16 if crf is None else crf), **fixed}
-    pixels = "yuv444p" if height % 2 or width % 2 or full_chroma else "yuv420p"
-    return _encode(frames, height, width, fps, "mp4", "libx264", pixels, options)
+    buffer = io.BytesIO()
+    _encode(buffer, frames, height, width, fps, ending, crf, full_chroma)
+    return buffer.getvalue()
 
 
 def _encode(
+    file: io.BytesIO | io.BufferedWriter,
     frames: Iterable[np.ndarray],
     height: int,
     width: int,
     fps: float,
-    container_format: str,
-    codec: str,
-    pixels: str,
-    options: dict[str, str],
-) -> bytes:
-    buffer = io.BytesIO()
-    # bitexact leaves library versions and dates out of the file
-    with av.open(buffer, "w", format=container_format, options={"fflags": "+bitexact"}) as container:
+    ending: str,
+    crf: int | None,
+    full_chroma: bool,
+) -> None:
+    if ending == "webm":
+        codec, quality = "libvpx-vp9", 24
+        fixed = {"g": "8", "threads": "1", "cpu-used": "4", "deadline": "good"}
+        pixels = "yuv444p" if full_chroma else "yuv420p"
+    else:
+        # x264's fast kernels differ between CPUs and read memory that nobody wrote: without `cpu-independent`, 3 of 20
+        # tiny clips were encoded in two ways (in 70 runs each), with it none (in 250).
+        codec, quality = "libx264", 16
+        fixed = {"g": "8", "threads": "1", "preset": "medium", "x264-params": "cpu-independent=1"}
+        pixels = "yuv444p" if height % 2 or width % 2 or full_chroma else "yuv420p"
+    options = {"crf": str(quality if crf is None else crf), **fixed}
+    # By its name FFmpeg writes a file itself: of an error in a Python file PyAV would not say which. "bitexact" leaves
+    # library versions and dates out.
+    where = file if isinstance(file, io.BytesIO) else str(file.name)
+    with av.open(where, "w", format=ending, options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, pixels
         context = stream.codec_context
@@ -215,20 +253,24 @@ def _encode(
         for frame in frames:
             container.mux(stream.encode(colour.from_srgb(frame, pixels)))
         container.mux(stream.encode())
-    return buffer.getvalue()
 
 
-def _encode_gif(frames: Frames, fps: float) -> bytes:
-    """GIF counts hundredths of a second: rounding the frame times, not the durations, keeps the total length."""
-    ends = np.round(np.arange(1, len(frames) + 1) * 100 / fps)
-    durations_ms = [int(10 * step) for step in np.diff(ends, prepend=0)]
-    images = [Image.fromarray(frame) for frame in frames]
-    return _image_bytes(
-        images, format="GIF", save_all=True, append_images=images[1:], duration=durations_ms, loop=0, optimize=False
-    )
+def _write_gif(file: io.BytesIO | io.BufferedWriter, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Each frame with a palette of its own, cut to the rectangle that changes; Pillow's own writer keeps them all.
 
-
-def _image_bytes(images: list[Image.Image], **options) -> bytes:
-    buffer = io.BytesIO()
-    images[0].save(buffer, **options)
-    return buffer.getvalue()
+    GIF counts hundredths of a second: rounding the frame times, not the durations, keeps the total length.
+    """
+    shown = None
+    for number, frame in enumerate(frames):
+        image = Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE)
+        duration_ms = 10 * int(np.round((number + 1) * 100 / fps) - np.round(number * 100 / fps))
+        colours = image.convert("RGB")
+        if shown is None:
+            header, _ = GifImagePlugin.getheader(image, info={"loop": 0, "duration": duration_ms, "optimize": False})
+            file.writelines([*header, *GifImagePlugin.getdata(image, duration=duration_ms)])
+        else:
+            box = ImageChops.difference(shown, colours).getbbox() or (0, 0, 1, 1)  # an equal frame takes its time too
+            options = {"duration": duration_ms, "include_color_table": True}
+            file.writelines(GifImagePlugin.getdata(image.crop(box), box[:2], **options))
+        shown = colours
+    file.write(b";")

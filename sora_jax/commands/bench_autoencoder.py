@@ -2,21 +2,28 @@
 
     sora-jax bench autoencoder --autoencoder runs/autoencoder
     sora-jax bench autoencoder --width 32 --pytorch
+    sora-jax bench autoencoder --width 8 --decode_seconds 5 60
 
 Clips go from 8-bit pixels to latents and back, on the host at both ends. Compilation and the first run do not count.
 `--pytorch` runs diffusers' AutoencoderKLWan with the same weights and dtype in turn with ours; it needs
 `pip install sora-jax[diffusers]`.
+
+`--decode_seconds` measures memory instead: the process's peak after decoding random latents of each duration, as they
+would come from a sampler, into an mp4 file.
 """
 
 import argparse
+import resource
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.video_io import write_video
 from sora_jax.commands.beside_pytorch import importing, leave_memory
 
 Coder = Callable[[np.ndarray], np.ndarray]
@@ -33,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=1, help="clips coded at once")
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, of which the best are compared")
     parser.add_argument("--pytorch", action="store_true", help="diffusers beside it, for Wan's network")
+    parser.add_argument("--decode_seconds", nargs="+", type=float, metavar="S", help="memory of decoding into a file")
+    parser.add_argument("--decode_size", nargs=2, type=int, default=(256, 144), metavar=("W", "H"), help="in pixels")
+    parser.add_argument("--decode_fps", type=float, default=24.0, help="of --decode_seconds")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,6 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import jax  # after the options are known to be good
 
     codec = _codec(args)
+    if args.decode_seconds:
+        return {"platform": jax.default_backend(), "decoded": decode_memory(codec, args)}
     codec.config.latent_shape(args.frames, args.size, args.size)
     shape = (args.batch_size, args.frames, args.size, args.size, 3)
     video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -60,6 +72,34 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.pytorch:
         result["pytorch_device"] = contenders["pytorch"].device
     return result
+
+
+def decode_memory(codec: Any, args: argparse.Namespace) -> list[dict[str, float]]:
+    """For each duration the process's peak memory once it is decoded. A peak never falls: durations must rise."""
+    durations_s, (width, height), found = args.decode_seconds, args.decode_size, []
+    if durations_s != sorted(durations_s) or durations_s[0] <= 0:
+        raise UserError(f"--decode_seconds is {durations_s}, but durations must be above 0 and rise")
+    for duration_s in durations_s:
+        num_latents = 1 + round(duration_s * args.decode_fps) // codec.config.temporal_compression
+        num_frames = 1 + (num_latents - 1) * codec.config.temporal_compression
+        shape = codec.config.latent_shape(num_frames, height, width)
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            write_video(Path(folder) / "a.mp4", _decoded(codec, shape), args.decode_fps)
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        pixels_mib = 3 * num_frames * width * height / 2**20
+        seconds = time.perf_counter() - start
+        found.append({"frames": num_frames, "pixels_mib": pixels_mib, "peak_mib": peak_kib / 2**10, "seconds": seconds})
+    return found
+
+
+def _decoded(codec: Any, shape: tuple[int, int, int, int]) -> Iterator[np.ndarray]:
+    """Frames of random latents, which are made in pieces of whole chunks."""
+    rng, step = np.random.default_rng(0), codec.config.chunk_latents
+    sizes = [min(1 + step, shape[0]), *(min(step, shape[0] - at) for at in range(1 + step, shape[0], step))]
+    pieces = (rng.standard_normal((1, size, *shape[1:]), np.float32) for size in sizes)
+    for frames in codec.decode_stream(pieces):
+        yield from frames[0]
 
 
 def _codec(args: argparse.Namespace) -> Any:

@@ -5,7 +5,7 @@ A sample's noise depends on its seed alone, so a result does not change with wha
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,35 @@ class PackedSampler:
         sampling: SamplingConfig,
         rows_per_batch: int = 8,
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "T Y X 3"]]]:
-        """Yields (number of the request, its frames), batch by batch of packed rows of one static shape.
+        """Yields (number of the request, its frames): `sample`, and each result decoded as a whole."""
+        for number, latents in self.sample(params, frozen, requests, sampling, rows_per_batch):
+            yield number, np.concatenate(list(self.decode([latents])))
+
+    def sample(
+        self,
+        params: Any,
+        frozen: Frozen,
+        requests: Sequence[Request],
+        sampling: SamplingConfig,
+        rows_per_batch: int = 8,
+    ) -> Iterator[tuple[int, Float[np.ndarray, "F H W C"]]]:
+        """Yields (number of the request, its normalised latents), batch by batch of packed rows of one static shape.
 
         Raises UserError for an illegal size before anything is sampled.
         """
         if rows_per_batch < 1:
             raise UserError(f"rows_per_batch is {rows_per_batch}, but must be at least 1")
-        yield from self.fitting(requests)._generate(params, frozen, requests, sampling, rows_per_batch)
+        yield from self.fitting(requests)._rows(params, frozen, requests, sampling, rows_per_batch)
 
-    def _generate(
+    def decode(self, pieces: Iterable[Float[np.ndarray, "_F H W C"]]) -> Iterator[UInt8[np.ndarray, "T Y X 3"]]:
+        """The frames of one video from consecutive pieces of its normalised latents, a few at a time, so that memory
+        does not grow with the video (`Codec.decode_stream`)."""
+        raw = (self.codec.denormalise(piece)[None] for piece in pieces)
+        return (frames[0] for frames in self.codec.decode_stream(raw))
+
+    def _rows(
         self, params: Any, frozen: Frozen, requests: Sequence[Request], sampling: SamplingConfig, rows_per_batch: int
-    ) -> Iterator[tuple[int, UInt8[np.ndarray, "T Y X 3"]]]:
+    ) -> Iterator[tuple[int, Float[np.ndarray, "F H W C"]]]:
         rows = self.pack(requests)
         # A single compilation needs a single shape: the last batch is filled up with a row that is thrown away.
         size = min(rows_per_batch, len(rows))
@@ -95,7 +113,8 @@ class PackedSampler:
             for row, numbers in enumerate(members):
                 offsets = segment_offsets(batch["sample_tokens"][row])
                 for number, offset in zip(numbers, offsets, strict=False):
-                    yield number, self._decode(tokens[row], int(offset), requests[number])
+                    shape = self.latent_shape(requests[number])
+                    yield number, unpack_tokens(tokens[row], offset, shape, self.layout.patch_size)
 
     def fitting(self, requests: Sequence[Request]) -> "PackedSampler":
         """This sampler with rows that hold the largest request: the network itself knows no row length.
@@ -201,10 +220,6 @@ class PackedSampler:
             kind=kind_of(sampling.numbers),
         )
         return np.asarray(tokens)
-
-    def _decode(self, tokens: Float[np.ndarray, "L P"], offset: int, request: Request) -> UInt8[np.ndarray, "T Y X 3"]:
-        latents = unpack_tokens(tokens, offset, self.latent_shape(request), self.layout.patch_size)
-        return self.codec.decode(self.codec.denormalise(latents)[None])[0]
 
 
 def _noise(seed: int, num_tokens: int, patch_values: int) -> Float[np.ndarray, "n P"]:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +87,29 @@ class Codec:
 
     def decode(self, latents: Float[np.ndarray, "B F H W C"]) -> UInt8[np.ndarray, "B T Y X 3"]:
         """Whole videos from raw (not normalised) latents, chunk by chunk."""
-        return np.concatenate(list(self.decode_chunks(latents)), axis=1)
+        return np.concatenate(list(self.decode_stream([latents])), axis=1)
 
-    def decode_chunks(self, latents: Float[np.ndarray, "B F H W C"]) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
-        """As `decode`, a few latents' frames at a time."""
+    def decode_stream(
+        self, pieces: Iterable[Float[np.ndarray, "B _F H W C"]]
+    ) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
+        """One video from consecutive pieces of its raw latents, as they come: a few latents' frames at a time.
+
+        Only the causal caches are kept from piece to piece. Equal to `decode` of all pieces in one, bitwise where each
+        piece ends with a chunk (1 + n `config.chunk_latents`, then n of them), elsewhere up to the rounding of sums.
+        """
+        cache: list[Any] = []
+        for piece in pieces:
+            for start, end in _chunks(piece.shape[1], self.config.chunk_latents, is_first=not cache):
+                pixels, cache = self._decode_chunk(piece[:, start:end].astype(np.float32), cache)
+                yield pixels
+
+    def _decode_chunk(
+        self, latents: Float32[np.ndarray, "B F H W C"], cache: list[Any]
+    ) -> tuple[UInt8[np.ndarray, "B T Y X 3"], list[Any]]:
         if self.tiling is not None:
-            yield from self._decode_tiled(latents, self.tiling)
-            return
-        cache: list[jax.Array] = []
-        for start, end in _chunks(latents.shape[1], self.config.chunk_latents):
-            pixels, cache = _decode(self.config, self.params, jnp.asarray(latents[:, start:end], jnp.float32), cache)
-            yield np.asarray(pixels)
+            return self._decode_tiles(latents, cache, self.tiling)
+        pixels, cache = _decode(self.config, self.params, latents, cache)
+        return np.asarray(pixels), cache
 
     def _encode_tiled(
         self, video: UInt8[np.ndarray, "B T Y X 3"], tiling: Tiling, step: int
@@ -116,20 +128,20 @@ class Codec:
                 blend.add(place, moments)
             yield blend.mean()
 
-    def _decode_tiled(
-        self, latents: Float[np.ndarray, "B F H W C"], tiling: Tiling
-    ) -> Iterator[UInt8[np.ndarray, "B T Y X 3"]]:
+    def _decode_tiles(
+        self, latents: Float32[np.ndarray, "B F H W C"], caches: list[Any], tiling: Tiling
+    ) -> tuple[UInt8[np.ndarray, "B T Y X 3"], list[Any]]:
+        """One chunk, tile by tile, and the tiles' caches, which wait on the host: the device holds one tile."""
         scale = self.config.spatial_compression
         tiling.check(scale)
         places = tiles(*latents.shape[2:4], tiling.tile // scale, tiling.overlap // scale)
-        caches: list[Any] = [[] for _ in places]
-        for start, end in _chunks(latents.shape[1], self.config.chunk_latents):
-            blend = Blend(tiling.overlap, self.config.spatial_reach)
-            for i, place in enumerate(places):
-                part = place.cut(latents[:, start:end]).astype(np.float32)
-                video, caches[i] = jax.device_get(_decode_float(self.config, self.params, part, caches[i]))
-                blend.add(place.scaled(scale), video)
-            yield np.clip(np.round((blend.mean() + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        caches = caches or [[] for _ in places]
+        blend = Blend(tiling.overlap, self.config.spatial_reach)
+        for i, place in enumerate(places):
+            part = _decode_float(self.config, self.params, place.cut(latents), caches[i])
+            video, caches[i] = jax.device_get(part)
+            blend.add(place.scaled(scale), video)
+        return np.clip(np.round((blend.mean() + 1.0) * 127.5), 0, 255).astype(np.uint8), caches
 
     def normalise(self, latents: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "... C"]:
         return (latents - self.latent_mean) / self.latent_std
@@ -222,11 +234,13 @@ def _decode_float(config, params, latents, cache):
     return apply(config, params).decode(latents, cache)
 
 
-def _chunks(length: int, step: int) -> Iterator[tuple[int, int]]:
-    """The first chunk is one longer than the others: it holds the frame (or latent) that stands alone."""
-    yield 0, min(length, 1 + step)
-    for start in range(1 + step, length, step):
-        yield start, min(length, start + step)
+def _chunks(length: int, step: int, is_first: bool = True) -> Iterator[tuple[int, int]]:
+    """A video's first chunk is one longer than the others: it holds the frame (or latent) that stands alone."""
+    start = 0
+    while start < length:
+        end = min(length, start + step + (is_first and start == 0))
+        yield start, end
+        start = end
 
 
 def _header(codec: Codec) -> dict[str, Any]:

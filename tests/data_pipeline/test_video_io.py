@@ -1,6 +1,9 @@
 """Files in and out: exact sizes and times, the player's duties, damage."""
 
 import io
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -66,12 +69,81 @@ def test_png_is_exact_and_holds_one_frame(tmp_path):
     frames = moving_square(1)
     write_video(tmp_path / "a.png", frames, 8.0)
     np.testing.assert_array_equal(decode(tmp_path / "a.png")[0], frames)
-    with pytest.raises(UserError, match="one frame, there are 9"):
+    with pytest.raises(UserError, match="one frame, there are more"):
         write_video(tmp_path / "b.png", moving_square(), 8.0)
     with pytest.raises(UserError, match="choose an ending of mp4, webm, gif, png"):
         write_video(tmp_path / "b.bmp", frames, 8.0)
     with pytest.raises(UserError, match="uint8 frames"):
         encode_video(frames[:0], 8.0, "mp4")
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webm", "gif"])
+def test_a_video_is_written_as_its_frames_come(tmp_path, ending):
+    """From an iterator: the same file, and a frame is gone (but for the encoder's look-ahead) when the next is made."""
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def frames():
+        nonlocal most
+        for frame in moving_square(40):
+            own = frame.copy()
+            alive.append(weakref.ref(own))
+            most = max(most, sum(reference() is not None for reference in alive))
+            yield own
+            del own
+
+    assert write_video(tmp_path / f"a.{ending}", frames(), 8.0) == 40 and most <= 4
+    assert (tmp_path / f"a.{ending}").read_bytes() == encode_video(moving_square(40), 8.0, ending)
+
+
+def test_frames_that_end_in_an_error_leave_no_file(tmp_path):
+    def frames(last):
+        yield from moving_square(4)
+        if last is None:
+            raise RuntimeError("out of frames")
+        yield last
+
+    (tmp_path / "a.mp4").write_bytes(b"older")
+    with pytest.raises(RuntimeError, match="out of frames"):
+        write_video(tmp_path / "a.mp4", frames(None), 8.0)
+    for ending in ("mp4", "gif"):
+        with pytest.raises(UserError, match=r"of \[32, 48, 3\], got uint8 \[16, 48, 3\]"):
+            write_video(tmp_path / f"a.{ending}", frames(moving_square(1, height=16)[0]), 8.0)
+    with pytest.raises(UserError, match="got none"):
+        write_video(tmp_path / "b.mp4", iter(()), 8.0)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.mp4", b"older")]
+
+
+def test_a_write_that_fails_says_why_and_leaves_no_file(tmp_path):
+    """A limit of 20,000 bytes a file, in a process of its own, stands for a full disk."""
+    script = f"""
+import resource, signal, numpy as np
+from data_pipeline.errors import UserError
+from data_pipeline.video_io import write_video
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+for ending in ("mp4", "webm", "gif"):
+    try:
+        write_video(r"{tmp_path}/a." + ending, frames, 8.0)
+    except UserError as error:
+        print(ending, error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["mp4", "webm", "gif"], done.stderr
+    assert all("failed: File too large" in line for line in lines) and not list(tmp_path.iterdir())
+
+
+def test_a_gif_shows_every_frame_for_its_time(tmp_path):
+    """Equal frames count, and colours are those of each frame alone, whatever rectangle was written."""
+    frames = moving_square(6)[[0, 0, 1, 2, 2, 5]]
+    write_video(tmp_path / "a.gif", frames, 12.5)
+    back, fps = decode(tmp_path / "a.gif")
+    assert fps == 12.5 and len(back) == 6 and psnr(back, frames) > 40
+    np.testing.assert_array_equal(back[1], back[0])
+    whole, changed = (len(encode_video(moving_square(count), 8.0, "gif")) for count in (1, 2))
+    assert changed - whole < 0.8 * whole
 
 
 @pytest.mark.parametrize("ending", ["mp4", "webm", "gif"])

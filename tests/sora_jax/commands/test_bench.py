@@ -190,6 +190,12 @@ def test_an_export_of_ours_is_measured_alone(tmp_path, capsys) -> None:
     assert main([*command, "--frames", "5"]) == 0
     result = last_line(capsys)
     assert result["encode"].keys() == result["decode"].keys() == {"ours_frames_per_s"}
+    memory = ["--decode_seconds", "0.5", "2", "--decode_size", "24", "16"]
+    assert main([*command, *memory]) == 0
+    short, long = last_line(capsys)["decoded"]
+    assert (short["frames"], long["frames"]) == (13, 49) and 0 < short["peak_mib"] <= long["peak_mib"]
+    assert main([*command, "--decode_seconds", "2", "1"]) == 2
+    assert "durations must be above 0 and rise" in capsys.readouterr().err
     assert main([*command, "--frames", "5", "--pytorch"]) == 2
     assert "--pytorch is for Wan's network" in capsys.readouterr().err
     assert main([*command, "--frames", "6"]) == 2

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from data_pipeline.errors import UserError
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
@@ -89,6 +90,37 @@ def test_the_future_does_not_reach_the_past(model):
     changed = clip.at[:, 5:].set(0.0)
     a, b = model.encode(clip, [])[0].mean, model.encode(changed, [])[0].mean
     assert jnp.all(a[:, :2] == b[:, :2]) and not jnp.allclose(a[:, 2], b[:, 2])
+
+
+@pytest.fixture(scope="module")
+def codec(model):
+    return Codec(CONFIG, nnx.to_pure_dict(nnx.state(model)), np.zeros(4, np.float32), np.ones(4, np.float32))
+
+
+def test_pieces_are_one_stream(codec):
+    """Pieces that end with a chunk are decoded by the same programs as the whole; others may round differently."""
+    latents = np.random.default_rng(3).standard_normal((1, 11, 2, 3, 4), np.float32)
+    whole = codec.decode(latents)
+    for sizes, levels in (((5, 4, 2), 0), ((9, 2), 0), ((1, 4, 0, 4, 2), 1)):
+        pieces = np.split(latents, np.cumsum(sizes)[:-1], axis=1)
+        parts = list(codec.decode_stream(iter(pieces)))
+        assert max(part.shape[1] for part in parts) <= 17  # 1 + 4 x 4 frames: a chunk, whatever the piece
+        np.testing.assert_allclose(np.concatenate(parts, axis=1).astype(int), whole.astype(int), rtol=0, atol=levels)
+    assert np.mean(codec.decode(latents[:, 6:])[:, 1:] != whole[:, 25:]) > 0.1, "what came before must matter"
+
+
+def test_frames_come_before_the_next_piece_is_asked_for(codec):
+    """Whoever makes the pieces may need the frames of the last one: that is how windows follow each other."""
+    asked, shown = [], 0
+
+    def pieces():
+        for size in (5, 2, 2):
+            asked.append(shown)
+            yield np.zeros((1, size, 2, 3, 4), np.float32)
+
+    for frames in codec.decode_stream(pieces()):
+        shown += frames.shape[1]
+    assert asked == [0, 17, 25] and shown == 33
 
 
 COMPRESSIONS = [  # time, space, channels, and how the network gets there

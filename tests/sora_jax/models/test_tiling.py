@@ -56,6 +56,8 @@ def test_tiles_equal_the_whole(codec, video):
     errors = {o: np.abs(tiled(codec, 64, o).decode(whole).astype(int) - pixels) for o in (0, 8, 32)}
     assert errors[32].max() <= 1  # one level, where rounding to 8 bits falls the other way
     assert errors[32].mean() < 1e-3 < errors[8].mean() < errors[0].mean()
+    pieces = tiled(codec, 64, 32).decode_stream([whole[:, :5], whole[:, 5:]])
+    np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), tiled(codec, 64, 32).decode(whole))
 
 
 def test_memory_does_not_grow_with_the_frame(codec, video):

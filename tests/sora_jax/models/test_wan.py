@@ -65,6 +65,8 @@ def test_the_codec_streams_it_and_gives_it_back_from_its_export(codec, coders, t
     np.testing.assert_allclose(latents, whole, atol=1e-5)
     pixels = np.asarray(coders[1](whole, [])[0])
     np.testing.assert_allclose(codec.decode(latents), (pixels + 1) * 127.5, atol=0.51)  # rounded to 8 bits
+    pieces = list(codec.decode_stream([latents[:, :3], latents[:, 3:]]))
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1).astype(int), codec.decode(latents).astype(int), atol=1)
     codec.save(tmp_path / "export")
     again = load_codec(tmp_path / "export")
     assert again.config == codec.config and again.fingerprint == codec.fingerprint
