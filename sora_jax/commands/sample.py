@@ -39,6 +39,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=30, help="solver steps")
     parser.add_argument("--guidance", type=float, default=6.0, help="guidance scale; 1 is none")
     parser.add_argument("--solver", default="euler", help="euler, heun, midpoint, dpm++ or unipc")
+    add_conditions(parser)
+
+
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """Files that a sample begins from: the fields of `ConditionOptions`."""
+    group = parser.add_argument_group("conditions", "images or videos of any format; docs/prompting.md")
+    group.add_argument("--image", action="append", help="a picture to animate, or to pass by; may be given again")
+    group.add_argument("--at", action="append", type=float, help="when to show the --image, in seconds (default: 0)")
+    group.add_argument("--video", help="a clip to extend, loop, connect or edit; --frames then counts what is new")
+    group.add_argument("--extend", help="go on from --video, forward, or come to it, backward")
+    group.add_argument("--loop", action="store_true", help="go on from --video until it meets its own beginning")
+    group.add_argument("--connect", help="a clip to end with, after a transition from --video")
+    group.add_argument("--strength", type=float, help="edit --video: 1 makes it anew, smaller keeps more of it")
+    group.add_argument("--mask", help="make --video anew where this picture or video is white")
+    group.add_argument("--context", type=int, default=0, help="known frames that the model sees at a seam")
+    group.add_argument("--fit", default="crop", help="crop, pad or stretch: how another shape comes to --size")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ generator.image("a blue square", size="48x32").save("blue.png")
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from data_pipeline.errors import UserError
 from data_pipeline.video_io import write_video
+from sora_jax.generation.conditioning import check_size, first_part
 from sora_jax.generation.files import check_file, describe
 from sora_jax.generation.loading import TrainedRun, load_run
 from sora_jax.generation.options import MAX_SEED, SampleOptions, changed
@@ -22,12 +23,14 @@ from sora_jax.generation.options import MAX_SEED, SampleOptions, changed
 
 @dataclass(frozen=True)
 class Sample:
-    """A video (an image has one frame) with the resolved options and the checkpoint's step that made it."""
+    """A video (an image has one frame) with the resolved options and the checkpoint's step that made it, and `about`
+    what of it was known (`Part.about`)."""
 
     frames: UInt8[np.ndarray, "T Y X 3"]
     fps: float
     options: SampleOptions
     step: int
+    about: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path | str) -> dict[str, Any]:
         """Writes mp4, webm, gif or png by the ending, atomically, and returns the line of a manifest. Raises UserError
@@ -35,7 +38,7 @@ class Sample:
         path = Path(path)
         check_file(path, len(self.frames))
         write_video(path, self.frames, self.fps)
-        return describe(self.options, path, self.step)
+        return {**describe(self.options, path, self.step), "frames": len(self.frames), **self.about}
 
 
 class Generator:
@@ -70,11 +73,19 @@ class Generator:
         samplings = {options.sampling(): None for options in wanted}
         for sampling in samplings:
             numbers = [n for n, options in enumerate(wanted) if options.sampling() == sampling]
-            requests = [wanted[n].request() for n in numbers]
-            found = self.run.sampler.generate(self.run.params, self.run.frozen, requests, sampling, rows_per_batch)
-            for place, frames in found:
-                options = wanted[numbers[place]]
-                yield numbers[place], Sample(frames, requests[place].fps, options, self.run.step)
+            parts = {n: first_part(wanted[n], self.run.sampler, self.run.preview.num_frames) for n in numbers}
+            while parts:  # what takes more than one canvas goes on from its last one
+                waiting, numbers = {}, list(parts)
+                requests = [part.request for part in parts.values()]
+                found = self.run.sampler.generate(self.run.params, self.run.frozen, requests, sampling, rows_per_batch)
+                for number, frames in ((numbers[place], frames) for place, frames in found):
+                    result = parts[number].assemble(frames)
+                    if (part := parts[number].then(result)) is not None:
+                        waiting[number] = part
+                        continue
+                    about = parts[number].about(frames)
+                    yield number, Sample(result, parts[number].request.fps, wanted[number], self.run.step, about)
+                parts = waiting
 
     def resolve(self, what: str | SampleOptions, number: int, changes: dict[str, Any]) -> SampleOptions:
         """Options with nothing left open."""
@@ -88,4 +99,7 @@ class Generator:
 
     def check(self, wanted: Sequence[SampleOptions]) -> None:
         """Raises UserError for what the run cannot make."""
-        self.run.sampler.fitting([options.resolved(self.run.preview).request() for options in wanted])
+        resolved = [options.resolved(self.run.preview) for options in wanted]
+        for options in resolved:
+            check_size(options, self.run.sampler)
+        self.run.sampler.fitting([options.request() for options in resolved if not options.is_of_video])

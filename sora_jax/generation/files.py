@@ -59,4 +59,5 @@ def describe(options: SampleOptions, path: Path, step: int) -> dict[str, Any]:
         "guidance": options.guidance,
         "solver": options.solver,
         "step": step,
+        **options.conditions(),
     }

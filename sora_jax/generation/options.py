@@ -13,13 +13,15 @@ from data_pipeline.errors import UserError
 from data_pipeline.video_io import check_memory
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.generation import PreviewConfig, Request
+from sora_jax.generation.conditioning import ConditionOptions
 
 MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class SampleOptions:
-    """One video, or image (`frames` 1). `size` is (width, height) in pixels, or "WIDTHxHEIGHT".
+class SampleOptions(ConditionOptions):
+    """One video, or image (`frames` 1). `size` is (width, height) in pixels, or "WIDTHxHEIGHT". Of what is made of a
+    video `frames` counts the new ones, or those that are edited; open, they are what fits the trained window, or all.
 
     Raises UserError for what no run could do; what a run cannot do is said when it is known.
     """
@@ -34,6 +36,7 @@ class SampleOptions:
     solver: str = "euler"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.size, str):
             object.__setattr__(self, "size", parse_size(self.size))
         if not 0 <= self.seed <= MAX_SEED:
@@ -51,7 +54,7 @@ class SampleOptions:
         return changed(
             self,
             size=self.size or (preview.width, preview.height),
-            frames=preview.num_frames if self.frames is None else self.frames,
+            frames=preview.num_frames if self.frames is None and not self.is_of_video else self.frames,
             fps=preview.fps if self.fps is None else float(self.fps),
         )
 
