@@ -1,4 +1,4 @@
-"""The three worlds: `quickstart` (one object, now and then behind a bar), `demo` (one or two, some events) and `rich` (everything).
+"""The three worlds: `quickstart` (one object, at times behind a bar), `demo` (one or two, some events), `rich`.
 
 `draw_scene(world, seed, index)` is a pure function, so that clips can be drawn anywhere in any order. Quickstart and
 demo go through all combinations of colour, shape and direction in seeded blocks: every combination is equally often.

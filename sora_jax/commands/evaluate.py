@@ -1,12 +1,14 @@
 """`sora-jax evaluate`: measure generated videos, or an autoencoder's reconstructions.
 
     sora-jax evaluate --metric probes --generated SAMPLES --real CLIPS [--autoencoder RUN] --out evaluation.json
+    sora-jax evaluate --metric modes --run RUN --real CLIPS --out modes.json
     sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR]
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
-the autoencoder (the best that samples can look), and chance. `reconstruction`: PSNR, SSIM and flicker on held-out
-clips with a sheet of each, what each channel of the latents carries, and LPIPS with the weights that lie in a folder
-(docs/autoencoder.md).
+the autoencoder (the best that samples can look), and chance. `modes`: the same where a still, a clip's beginning, end
+or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `reconstruction`: PSNR,
+SSIM and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the
+weights that lie in a folder (docs/autoencoder.md).
 """
 
 import argparse
@@ -22,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.errors import UserError, from_os_error
+from sora_jax.commands import evaluate_modes
 from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
 from sora_jax.evaluation.latent_health import draw_health
@@ -52,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="heldout", help="which clips of --real (default: %(default)s)")
     parser.add_argument("--num_real", type=int, default=300, help="at most this many of them (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    evaluate_modes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -119,7 +123,11 @@ def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
     return result | {"clips": rows}
 
 
-METRICS = {"probes": measure_probes, "reconstruction": measure_reconstruction}
+METRICS = {
+    "probes": measure_probes,
+    "modes": evaluate_modes.measure_modes,
+    "reconstruction": measure_reconstruction,
+}
 
 
 def judge_all(videos: Iterable[Captioned], total: int, vocabulary, what: str) -> list[Judged]:

@@ -60,6 +60,16 @@ def probe_video(frames: Video, vocabulary: Vocabulary = Vocabulary()) -> tuple[O
     return tuple(_observe(colour, covers[colour], vocabulary) for colour in visible)
 
 
+def follow(frames: Video, colour: str, vocabulary: Vocabulary = Vocabulary()) -> Float[np.ndarray, "T 2"]:  # noqa: B008
+    """The centroid (x, y) in pixels of the object of a colour in each frame; NaN where too little of it is seen."""
+    cover = _covers(frames, vocabulary.colours)[colour]
+    area = cover.sum((1, 2))
+    seen = area >= max(MIN_AREA_PIXELS, SEEN_SHARE * _full_area(area))
+    track = np.full((len(frames), 2), np.nan)
+    track[seen] = _centroids(cover[seen], area[seen])
+    return track
+
+
 Thing = TypeVar("Thing", Observation, Claim)  # what is seen, or what another scene's caption says to be there
 
 

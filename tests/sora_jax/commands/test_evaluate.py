@@ -17,6 +17,7 @@ from sora_jax.commands import main as cli
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
 from sora_jax.models.codec import Codec
 from sora_jax.models.layers import initialise
+from tests.sora_jax.generation.conftest import random_run  # noqa: F401
 
 NUM_SAMPLES = 36
 
@@ -197,3 +198,19 @@ def test_a_report_of_nothing_is_a_clear_error(runs, capsys):
     words = f"report --run {runs}/nothing --samples {runs}/samples --out {runs}/never.html"
     assert cli.main(words.split()) == 2
     assert "run the verb that writes it first" in capsys.readouterr().err
+
+
+def test_modes_are_judged_beside_holding_still_and_the_autoencoder(world, random_run, tmp_path, capsys):  # noqa: F811
+    """A network of random weights keeps what is known exactly, whatever else it makes."""
+    out = tmp_path / "modes.json"
+    words = f"evaluate --metric modes --run {random_run} --real {world}/clips --num_real 2 --steps 1 --out {out}"
+    result = _run(capsys, *words.split())
+    assert {"text", "animate", "key frames", "forward", "backward", "connect"} <= {
+        mode.split(",")[0] for mode in result["scores"]
+    }
+    for mode, scores in result["scores"].items():
+        if not mode.startswith("text"):
+            assert scores["generated"]["known_exact"]["rate"] == 1, mode
+        if mode.startswith("forward"):
+            assert scores["holding"]["place"]["rate"] == 0
+    assert (tmp_path / result["sheet"]).stat().st_size > 1000
