@@ -3,12 +3,14 @@
     sora-jax evaluate --metric probes --generated SAMPLES --real CLIPS [--autoencoder RUN] --out evaluation.json
     sora-jax evaluate --metric modes --run RUN --real CLIPS --out modes.json
     sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR]
+    sora-jax evaluate --metric seams --generated SAMPLES --out seams.json
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
 the autoencoder (the best that samples can look), and chance. `modes`: the same where a still, a clip's beginning, end
 or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `reconstruction`: PSNR,
 SSIM and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the
-weights that lie in a folder (docs/autoencoder.md).
+weights that lie in a folder (docs/autoencoder.md). `seams`: how large the step is where known and new frames of a
+sample meet (docs/prompting.md).
 """
 
 import argparse
@@ -24,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.errors import UserError, from_os_error
-from sora_jax.commands import evaluate_modes
+from sora_jax.commands import evaluate_modes, evaluate_seams
 from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
 from sora_jax.evaluation.latent_health import draw_health
@@ -45,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax evaluate`."""
     parser.add_argument("--metric", required=True, choices=sorted(METRICS))
     parser.add_argument("--generated", type=Path, metavar="DIR", help="what `sora-jax sample --prompts` wrote")
-    parser.add_argument(
-        "--real", type=Path, required=True, metavar="DIR", help="clip shards, from `sora-jax data build`"
-    )
+    parser.add_argument("--real", type=Path, metavar="DIR", help="clip shards, from `sora-jax data build`")
     parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="a trained autoencoder's run or export")
     parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--lpips", type=Path, metavar="DIR", help="the published weights of LPIPS: measures it too")
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, writes `--out`, and returns its numbers without the lists."""
     if args.num_real < 1:
         raise UserError(f"--num_real is {args.num_real}: at least 1 real clip is needed")
-    result = {"metric": args.metric, "real": str(args.real), "split": args.split} | METRICS[args.metric](args)
+    real = {} if args.real is None else {"real": str(args.real), "split": args.split}
+    result = {"metric": args.metric} | real | METRICS[args.metric](args)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -127,6 +128,7 @@ METRICS = {
     "probes": measure_probes,
     "modes": evaluate_modes.measure_modes,
     "reconstruction": measure_reconstruction,
+    "seams": evaluate_seams.measure,
 }
 
 
@@ -136,6 +138,8 @@ def judge_all(videos: Iterable[Captioned], total: int, vocabulary, what: str) ->
 
 
 def _real(args: argparse.Namespace) -> list[Captioned]:
+    if args.real is None:
+        raise UserError(f"--metric {args.metric} needs --real DIR, clip shards from `sora-jax data build`")
     return read_real(args.real, args.split, args.num_real)
 
 
