@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardReader
 from data_pipeline.video_io import decode_record
 from sora_jax.diffusion.denoiser import SamplingConfig
-from sora_jax.evaluation.mode_obedience import Case, held, judge_case, make_cases, tally
+from sora_jax.evaluation.mode_obedience import BEHIND, Case, held, judge_case, make_cases, tally
 from sora_jax.evaluation.mode_sheet import draw_modes
 from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
 from sora_jax.generation.loading import TrainedRun, load_run
@@ -60,19 +60,22 @@ def measure_modes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_cases(args: argparse.Namespace, run: TrainedRun) -> tuple[list[Case], Any]:
-    """Every mode of up to `--num_real` clips that show one moving object, and the vocabulary of them all."""
+    """Every mode of up to `--num_real` clips that show one moving object, and of as many that show it behind a bar; and
+    the vocabulary of them all."""
     reader = ShardReader(args.real, "clip")
     c, clips = run.sampler.codec.config.temporal_compression, []
+    left = {False: args.num_real, True: args.num_real}
     for number in reader.index.select(args.split):
         record = reader.read(int(number))
         caption = record.captions[0].text if record.captions else ""
         claims = parse_prompt(caption)
-        if len(claims) != 1 or claims[0].direction is None or len(clips) == args.num_real:
+        if len(claims) != 1 or claims[0].direction is None or not left[BEHIND in caption]:
             continue
         frames = decode_record(record)[0]
         frames = frames[: 1 + (len(frames) - 1) // c * c]
         if len(frames) > 1 + c:
             clips.append((frames, caption, record.fps))
+            left[BEHIND in caption] -= 1
     if not clips:
         raise UserError(
             f"no {args.split} clip of {args.real} shows one moving object: render one of the synthetic worlds"

@@ -157,13 +157,13 @@ def held(case: Case) -> Frames | None:
 
 
 def _distance(case: Case, result: Frames, claim: Claim, vocabulary: Vocabulary) -> float:
-    """Mean distance in pixels to where the truth's object is, over the new frames that show it; an object that is not
-    there is a frame's short side away."""
+    """Median distance in pixels to where the truth's object is, over the new frames that show it; in a frame without
+    the object it is the frame's short side. Not the mean: the last sliver that shows beside a bar has no place."""
     assert case.truth is not None
     truth, found = follow(case.truth, case.truth_colour, vocabulary), follow(result, claim.colour, vocabulary)
     distance = np.linalg.norm(truth - found, axis=-1)
     asked = case.is_new & ~np.isnan(truth[:, 0])
-    return float(np.nan_to_num(distance, nan=min(case.size))[asked].mean())
+    return float(np.median(np.nan_to_num(distance, nan=min(case.size))[asked]))
 
 
 def _is_exact(case: Case, result: Frames) -> bool:

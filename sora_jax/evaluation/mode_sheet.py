@@ -31,5 +31,6 @@ def draw_modes(rows: Sequence[Row], path: Path) -> None:
                 axis.plot(
                     [0, 1], [-0.05, -0.05], color=KNOWN_COLOUR, linewidth=4, transform=axis.transAxes, clip_on=False
                 )
-        line[0].set_title(f"{mode}: “{prompt}”", loc="left", fontsize=9)
+        title = line[0].set_title(f"{mode}: “{prompt}”", loc="left", fontsize=9)
+        title.set_in_layout(False)  # it is wider than its column
     figure.savefig(path, dpi=80)
