@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, writes `--out`, and returns its numbers without the lists."""
     if args.num_real < 1:
         raise UserError(f"--num_real is {args.num_real}: at least 1 real clip is needed")
+    if args.real is None and args.metric != "seams":
+        raise UserError(f"--metric {args.metric} needs --real DIR, clip shards from `sora-jax data build`")
     real = {} if args.real is None else {"real": str(args.real), "split": args.split}
     result = {"metric": args.metric} | real | METRICS[args.metric](args)
     try:
@@ -138,8 +140,6 @@ def judge_all(videos: Iterable[Captioned], total: int, vocabulary, what: str) ->
 
 
 def _real(args: argparse.Namespace) -> list[Captioned]:
-    if args.real is None:
-        raise UserError(f"--metric {args.metric} needs --real DIR, clip shards from `sora-jax data build`")
     return read_real(args.real, args.split, args.num_real)
 
 
