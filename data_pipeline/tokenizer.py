@@ -78,6 +78,10 @@ class Tokenizer:
         """Length that the packing plan counts: the ids of `text` and the end of text."""
         return len(self.encode(text)) + 1
 
+    def num_unlearned(self, ids: Iterable[int]) -> int:
+        """How many of `ids` are single bytes, or no piece at all: what the vocabulary has no piece for."""
+        return sum(self._processor.IsByte(i) or self._processor.IsUnknown(i) for i in ids)
+
     @property
     def eos_id(self) -> int:
         return self._processor.eos_id()

@@ -5,6 +5,7 @@ are shown). Writing is mp4, webm, gif or png by the file's ending, single-thread
 bytes; what is encoded for storage and what a sampler writes go through the same functions.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
@@ -139,7 +140,8 @@ def write_video(
     another ending, several frames as png, or a failed write; what `frames` raises leaves no file behind.
     """
     path = Path(path)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Not the name itself with something around it: that may be as long as the file system allows.
+    partial_path = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial_path.open("wb") as file:

@@ -75,7 +75,7 @@ step "4 clips to latents" encode --autoencoder "$OUT/autoencoder" --data "$OUT/c
 step "5 train the diffusion transformer" train --config "$DIT_CONFIG" --workdir "$OUT/dit" "--config.data.path=$OUT/latents"
 # SAMPLE_ARGS is a list of flags: splitting it at spaces is meant.
 # shellcheck disable=SC2086
-step "6 sample" sample --run "$OUT/dit" --prompts "$PROMPTS" $SAMPLE_ARGS --out "$OUT/samples"
+step "6 sample" sample --run "$OUT/dit" --prompts "$PROMPTS" $SAMPLE_ARGS --overwrite --out "$OUT/samples"
 step "7 measure" evaluate --metric probes --generated "$OUT/samples" --real "$OUT/clips" \
   --autoencoder "$OUT/autoencoder" --out "$OUT/evaluation.json"
 step "8 report" report --run "$OUT/dit" --autoencoder "$OUT/autoencoder" --samples "$OUT/samples" \

@@ -169,7 +169,7 @@ def test_a_run_that_saved_nothing_takes_a_corrected_config(world, repository, tm
 @pytest.mark.parametrize(
     "override, says",
     [
-        ("--config.preview.width=30", "nearest legal size is 32x32"),
+        ("--config.preview.num_frames=8", "nearest legal number is 9"),
         ("--config.data.row_tokens=4", "no clip fits"),
         ("--config.train.log_every=0", "at least 1"),
         ("--config.train.mesh={'data':3}", "multiply to"),
@@ -186,7 +186,7 @@ def test_bad_configs_fail_before_a_model_is_built(world, repository, tmp_path, c
 @pytest.mark.parametrize(
     "options, says",
     [
-        (("--size", "30x32"), "nearest legal size is 32x32"),
+        (("--size", "30x0"), "30x0 is no size"),
         (("--frames", "8"), "nearest legal number is 9"),
         (("--size", "big"), "WIDTHxHEIGHT"),
         (("--rows_per_batch", "0"), "at least 1"),
@@ -353,7 +353,8 @@ def test_a_frozen_text_encoder_takes_the_place_of_the_trained_one(world, tmp_pat
     names = saved_shapes(find_checkpoint(run_dir), "params")["dit"]
     assert "text_in" in names and "text_encoder" not in names, "a frozen network is not in the checkpoint"
     assert len(list((run_dir / "previews").iterdir())) == 1
-    prompt = ("--prompt", "a red circle moves left", "--steps", 2, "--out", tmp_path / "a.gif")
+    prompt = ("--prompt", "a red circle moves left", "--negative_prompt", "a blue square")
+    prompt = (*prompt, "--steps", 2, "--out", tmp_path / "a.gif")
     sample = ("sample", "--run", run_dir, *prompt)
     moved = folder.rename(tmp_path / "moved")
     assert run(*sample) == 2 and "holds no text encoder" in capsys.readouterr().err

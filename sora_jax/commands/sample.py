@@ -2,16 +2,21 @@
 
 import argparse
 import dataclasses
-import json
+import re
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import Progress
 
+from data_pipeline.errors import UserError
 from sora_jax.generation.api import Generator
-from sora_jax.generation.files import ENDINGS, check_file, name_files, read_prompts
-from sora_jax.generation.options import SampleOptions
+from sora_jax.generation.bulk import Bulk, sample_in_bulk
+from sora_jax.generation.files import ENDINGS, NAMES, check_file, read_prompts
+from sora_jax.generation.manifest import forget
+from sora_jax.generation.options import SampleOptions, changed
+from sora_jax.training.distributed import barrier, is_leader, joined
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,24 +26,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--prompts", type=Path, help="a file with a prompt on each line; --out is then a folder")
     parser.add_argument("--out", required=True, type=Path, help="file ending in mp4, webm, gif or png; or a folder")
     add_options(parser)
-    parser.add_argument("--format", choices=ENDINGS, default="mp4", help="file ending inside a folder")
+    add_folder_options(parser)
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters instead of their EMA")
     parser.add_argument("--latents", type=Path, help="the latents' folder, if it has moved since training")
-    parser.add_argument("--tile", type=int, default=0, help="decode frames in tiles of so many pixels; 0: whole")
+    parser.add_argument("--tile", type=int, help="decode in tiles of so many pixels; 0: whole (default: if large)")
     parser.add_argument("--text_encoder", type=Path, help="the frozen text encoder's folder, if it has moved")
+
+
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """How many samples go into a folder, and who makes them; docs/generation.md."""
+    parser.add_argument("--num", type=int, help="number of files, over the prompts in turn (default: one a prompt)")
+    parser.add_argument("--names", choices=NAMES, default="slug", help="vbench: {prompt}-{index}, as VBench reads them")
+    parser.add_argument("--overwrite", action="store_true", help="begin a folder anew that holds another recipe's")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N jobs for a folder")
+    parser.add_argument("--devices", type=int, default=0, help="local devices that sample; 0: all")
+    parser.add_argument("--format", choices=ENDINGS, help="file ending inside a folder (default: mp4; png for images)")
     parser.add_argument("--rows_per_batch", type=int, default=8, help="packed rows that are sampled at once")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a sample: each has the name of a field of `SampleOptions`."""
+    parser.add_argument("--negative_prompt", default="", help="what to lead away from, in the empty prompt's place")
     parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: the run's preview)")
     parser.add_argument("--frames", type=int, help="number of frames; 1 is an image (default: the run's preview)")
+    parser.add_argument("--image_only", "--image-only", action="store_true", help="images: --frames 1, as .png has")
     parser.add_argument("--fps", type=float, help="frames per second (default: the run's preview)")
     parser.add_argument("--seed", type=int, default=0, help="prompt i of a file uses seed + i")
     parser.add_argument("--steps", type=int, default=30, help="solver steps")
     parser.add_argument("--guidance", type=float, default=6.0, help="guidance scale; 1 is none")
     parser.add_argument("--solver", default="euler", help="euler, heun, midpoint, dpm++ or unipc")
+    parser.add_argument(
+        "--guidance_interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="times of the flow, from 0 (clean) to 1 (noise), at which guidance acts",
+    )  # fmt: skip
+    parser.add_argument("--guidance_rescale", type=float, default=0.0, help="0 to 1: how much of contrast is kept")
+    parser.add_argument("--shift", type=float, default=0.0, help="towards noise; 0: by the number of tokens")
     add_conditions(parser)
 
 
@@ -58,32 +81,72 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    options = read_options(args)
-    prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts)
-    generator = Generator.from_run(
+    is_folder = args.prompts is not None or args.num is not None
+    in_folder = args.format or ("png" if args.image_only else "mp4")
+    ending = in_folder if is_folder else args.out.suffix.lower().lstrip(".")
+    options = read_options(args, is_image=args.image_only or ending == "png")
+    if args.rows_per_batch < 1:
+        raise UserError(f"--rows_per_batch is {args.rows_per_batch}, but must be at least 1")
+    if not is_folder:
+        return _one_file(args, options)
+    prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
+    if args.names == "vbench":
+        prompts = list(dict.fromkeys(prompts))  # one set of indices for each prompt, as VBench looks for them
+    with joined():
+        return _folder(args, options, tuple(prompts), ending)
+
+
+def _one_file(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
+    generator = _load(args)
+    options = changed(options, prompt=args.prompt).resolved(generator.run.preview)
+    check_file(args.out, options.frames or 1)
+    return generator.video(args.prompt, options).save(args.out)
+
+
+def _folder(args: argparse.Namespace, options: SampleOptions, prompts: tuple[str, ...], ending: str) -> dict[str, Any]:
+    """This process's share of many samples; the manifest is merged when all of them have theirs."""
+    index, count = read_shard(args.shard)
+    generator = _load(args)
+    shard = index * jax.process_count() + jax.process_index(), count * jax.process_count()
+    num = len(prompts) if args.num is None else args.num
+    resolved = options.resolved(generator.run.preview)
+    job = Bulk(prompts, num, args.out, resolved, args.names, ending, args.rows_per_batch)
+    if args.overwrite and count > 1:
+        raise UserError("--overwrite and --shard: each job would delete the others' samples; delete the folder first")
+    if args.overwrite and is_leader():
+        forget(args.out)
+    barrier("folder")
+    devices = jax.local_devices()[: args.devices or None]
+    with Progress(console=Console(stderr=True), disable=not is_leader()) as progress:
+        bar = progress.add_task("sampling", total=None)
+        manifest, result = sample_in_bulk(
+            generator, job, shard=shard, devices=devices,
+            told=lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    barrier("sampled")
+    return {**result, "missing": manifest.merge(num) if is_leader() else None}
+
+
+def _load(args: argparse.Namespace) -> Generator:
+    return Generator.from_run(
         args.run, args.step, ema=not args.raw, latents=args.latents, text_encoder=args.text_encoder, tile=args.tile
     )
-    wanted = [generator.resolve(prompt, number, options) for number, prompt in enumerate(prompts)]
-    files = [args.out] if args.prompt is not None else name_files(args.out, prompts, args.format)
-    for path, one in zip(files, wanted, strict=True):
-        check_file(path, one.frames or 1)
-    generator.check(wanted)  # an illegal size is one line of error, not one below a progress bar
-    written: list[dict[str, Any]] = [{} for _ in wanted]
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("sampling", total=len(wanted))
-        for number, sample in generator.batch(wanted, args.rows_per_batch):
-            written[number] = sample.save(files[number])
-            progress.advance(bar)
-    if args.prompt is not None:
-        return written[0]
-    lines = "".join(json.dumps(line) + "\n" for line in written)
-    (args.out / "samples.jsonl").write_text(lines)
-    return {"samples": len(written), "out": str(args.out), "step": generator.run.step}
 
 
-def read_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that the command line names, checked; the prompt is not among them."""
+def read_shard(text: str) -> tuple[int, int]:
+    """(index, count) of "INDEX/COUNT"."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard is '{text}', but must be INDEX/COUNT, from 0/COUNT on, such as 0/4")
+    return int(match[1]), int(match[2])
+
+
+def read_options(args: argparse.Namespace, is_image: bool) -> SampleOptions:
+    """The options that the command line names, checked; the prompt is not among them. An image has one frame."""
+    if args.image_only and args.frames not in (None, 1):
+        raise UserError(f"--image_only makes one frame, but --frames is {args.frames}; leave one of them out")
+    if is_image and args.frames is None:
+        args.frames = 1
     names = [field.name for field in dataclasses.fields(SampleOptions) if field.name != "prompt"]
-    options = {name: getattr(args, name) for name in names}
-    SampleOptions(**options)
-    return options
+    given = {name: getattr(args, name) for name in names}
+    return SampleOptions(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})

@@ -121,7 +121,8 @@ def sample_rows(
     """
     start = constrain(begin(batch, noise, starts), "row", "token", None)
     with_prompt = {k: v for k, v in batch.items() if k in NETWORK_INPUTS}
-    both = paired(with_prompt, without_text(with_prompt, empty_text_id)) if kind.is_guided else with_prompt
+    without = without_text(with_prompt, empty_text_id) | {n: batch[NEGATIVE + n] for n in TEXT if NEGATIVE + n in batch}
+    both = paired(with_prompt, without) if kind.is_guided else with_prompt
     both = with_text_features(model, frozen, both)
     with_prompt = {k: v[::2] for k, v in both.items()} if kind.is_guided else both
 
@@ -153,7 +154,10 @@ def begin(batch: Batch, noise: Float[Array, "B L P"], starts: Float[Array, "B G"
     return jnp.where((ids % GROUPS_PER_SEGMENT == 1)[..., None], batch["tokens"], noise)
 
 
-NETWORK_INPUTS = ("segment_ids", "positions", "text_ids", "text_segment_ids", "text_positions", "noise_group_ids")
+TEXT = ("text_ids", "text_segment_ids", "text_positions")
+NETWORK_INPUTS = ("segment_ids", "positions", *TEXT, "noise_group_ids")
+NEGATIVE = "negative_"
+"""Before the names of TEXT in a batch whose guidance leads away from prompts of its own, not from the empty one."""
 
 
 def without_text(batch: Mapping[str, jax.Array], empty_text_id: int | jax.Array) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ from PIL import Image
 from data_pipeline.errors import UserError
 from data_pipeline.packing import RowLayout, SampleInput, pack_row, segment_offsets, stack_rows, unpack_tokens
 from data_pipeline.tokenizer import Tokenizer
-from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
+from sora_jax.diffusion.denoiser import NEGATIVE, SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.guidance import kind_of
 from sora_jax.diffusion.prompting import Canvas
@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 MIN_FPS, MAX_FPS = 0.1, 240.0
+MAX_TEXT_TOKENS = 512
+"""A prompt may have so many tokens, or as many as a row of training held: it is never cut."""
+UNLEARNED_SHARE = 0.5
+"""A prompt of which the tokenizer knows less than this much as words deserves a warning."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,11 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """One video (or image: one frame) to make, `width` x `height` pixels."""
+    """One video (or image: one frame) to make, `width` x `height` pixels.
+
+    Guidance leads from what is made for `negative_prompt` to what is made for `prompt`; an empty one of either is the
+    caption without words that training drops captions for.
+    """
 
     prompt: str
     width: int
@@ -52,6 +60,7 @@ class Request:
     fps: float
     seed: int = 0
     canvas: Canvas | None = None  # what of it is known, or where it starts; without one, noise alone
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,13 @@ class PackedSampler:
         requests: Sequence[Request],
         sampling: SamplingConfig,
         rows_per_batch: int = 8,
+        same_rows: bool = False,
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "T Y X 3"]]]:
-        """Yields (number of the request, its frames): `sample`, and each result decoded as a whole."""
-        for number, latents in self.sample(params, frozen, requests, sampling, rows_per_batch):
-            yield number, np.concatenate(list(self.decode([latents])))
+        """Yields (number of the request, its frames): `sample`, and each result decoded as a whole. What the canvas has
+        more than the request is cut off, but not of a canvas that the request brings."""
+        for number, latents in self.sample(params, frozen, requests, sampling, rows_per_batch, same_rows):
+            frames, request = np.concatenate(list(self.decode([latents]))), requests[number]
+            yield number, frames if request.canvas else frames[:, : request.height, : request.width]
 
     def sample(
         self,
@@ -83,14 +95,21 @@ class PackedSampler:
         requests: Sequence[Request],
         sampling: SamplingConfig,
         rows_per_batch: int = 8,
+        same_rows: bool = False,
     ) -> Iterator[tuple[int, Float[np.ndarray, "F H W C"]]]:
-        """Yields (number of the request, its normalised latents), batch by batch of packed rows of one static shape.
+        """Yields (number of the request, its normalised latents), batch by batch of packed rows of one static shape: of
+        the rows that the fullest batch needs, or with `same_rows` of `rows_per_batch`, however few there are.
 
-        Raises UserError for an illegal size before anything is sampled.
+        Raises UserError for an illegal request before anything is sampled.
         """
         if rows_per_batch < 1:
             raise UserError(f"rows_per_batch is {rows_per_batch}, but must be at least 1")
-        yield from self.fitting(requests)._rows(params, frozen, requests, sampling, rows_per_batch)
+        sampler = self.fitting(requests)
+        batches = list(sampler.batches(requests, rows_per_batch))
+        for rows in batches:
+            # A single compilation needs a single shape; the first batch is the fullest.
+            num_rows = rows_per_batch if same_rows else len(batches[0])
+            yield from sampler._sample_batch(params, frozen, requests, rows, num_rows, sampling)
 
     def decode(self, pieces: Iterable[Float[np.ndarray, "_F H W C"]]) -> Iterator[UInt8[np.ndarray, "T Y X 3"]]:
         """The frames of one video from consecutive pieces of its normalised latents, a few at a time, so that memory
@@ -98,72 +117,124 @@ class PackedSampler:
         raw = (self.codec.denormalise(piece)[None] for piece in pieces)
         return (frames[0] for frames in self.codec.decode_stream(raw))
 
-    def _rows(
-        self, params: Any, frozen: Frozen, requests: Sequence[Request], sampling: SamplingConfig, rows_per_batch: int
+    def _sample_batch(
+        self,
+        params: Any,
+        frozen: Frozen,
+        requests: Sequence[Request],
+        rows: Sequence[Sequence[int]],
+        num_rows: int,
+        sampling: SamplingConfig,
     ) -> Iterator[tuple[int, Float[np.ndarray, "F H W C"]]]:
-        rows = self.pack(requests)
-        # A single compilation needs a single shape: the last batch is filled up with a row that is thrown away.
-        size = min(rows_per_batch, len(rows))
-        for start in range(0, len(rows), size):
-            members = rows[start : start + size]
-            padded = [*members, *[members[-1]] * (size - len(members))]
-            batch = stack_rows([self._row(requests, numbers) for numbers in padded])
-            of_rows = [[requests[n] for n in numbers] for numbers in padded]
-            tokens = self._sample(params, frozen, batch, of_rows, sampling)
-            for row, numbers in enumerate(members):
-                offsets = segment_offsets(batch["sample_tokens"][row])
-                for number, offset in zip(numbers, offsets, strict=False):
-                    shape = self.latent_shape(requests[number])
-                    yield number, unpack_tokens(tokens[row], offset, shape, self.layout.patch_size)
+        """Of one of `batches`, filled up to `num_rows` rows with some that are thrown away."""
+        padded = [*rows, *[rows[-1]] * (num_rows - len(rows))]
+        batch = stack_rows([self._row(requests, numbers) for numbers in padded])
+        if any(request.negative_prompt for request in requests):
+            batch |= stack_rows([self._negative_text([requests[n] for n in numbers]) for numbers in padded])
+        of_rows = [[requests[n] for n in numbers] for numbers in padded]
+        tokens = self._sample(params, frozen, batch, of_rows, sampling)
+        for row, numbers in enumerate(rows):
+            offsets = segment_offsets(batch["sample_tokens"][row])
+            for number, offset in zip(numbers, offsets, strict=False):
+                shape = self.latent_shape(requests[number])
+                yield number, unpack_tokens(tokens[row], offset, shape, self.layout.patch_size)
 
     def fitting(self, requests: Sequence[Request]) -> "PackedSampler":
         """This sampler with rows that hold the largest request: the network itself knows no row length.
 
-        Raises UserError for an illegal size, duration or rate.
+        Warns of what training did not see. Raises UserError for an illegal size, duration or rate, and for a prompt of
+        more tokens than MAX_TEXT_TOKENS and a row of training.
         """
+        trained, prompts = self.layout, {p for r in requests for p in (r.prompt, r.negative_prompt)}
         tokens = max((self.num_tokens(r) for r in requests), default=0)
-        text = max((len(self.text_ids(r)) for r in requests), default=0)
-        trained = self.layout
-        if tokens > trained.row_tokens or text > trained.row_text:
+        text = self._check_prompts(sorted(prompts))
+        if tokens > trained.row_tokens:
             logger.warning(
-                "sampling %d video and %d text tokens in one piece; training rows held %d and %d: expect less",
-                *(tokens, text, trained.row_tokens, trained.row_text),
+                "sampling %d video tokens in one piece; training rows held %d: expect less", tokens, trained.row_tokens
             )
         layout = dataclasses.replace(
             trained, row_tokens=max(tokens, trained.row_tokens), row_text=max(text, trained.row_text)
         )
         return dataclasses.replace(self, layout=layout)
 
-    def pack(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Numbers of the requests of each row, first fit in order; `fitting` made each fit. Raises UserError for an
-        illegal request."""
+    def _check_prompts(self, prompts: Iterable[str]) -> int:
+        """The number of tokens of the longest, with the end of the caption."""
+        trained, longest, long = self.layout.row_text, 0, []
+        limit = max(MAX_TEXT_TOKENS, trained)
+        for prompt in prompts:
+            ids, shown = self.tokenizer.encode(prompt), prompt if len(prompt) <= 40 else f"{prompt[:40]}…"
+            longest = max(longest, len(ids) + 1)
+            if longest > limit:
+                raise UserError(
+                    f"the prompt '{shown}' has {longest} tokens, but at most {limit} can be read: shorten it; prompts "
+                    "are not cut"
+                )
+            long += [shown] if len(ids) + 1 > trained else []
+        if long:
+            logger.warning(
+                "%d prompts, such as '%s', have up to %d tokens; training rows held %d in all: expect that not all of "
+                "it is followed",
+                *(len(long), long[0], longest, trained),
+            )
+        return longest
+
+    def is_foreign(self, prompt: str) -> bool:
+        """Whether most of the prompt is read as single bytes, or not at all: the tokenizer learned no such words."""
+        ids = self.tokenizer.encode(prompt)
+        return self.tokenizer.num_unlearned(ids) > UNLEARNED_SHARE * len(ids)
+
+    def batches(self, requests: Iterable[Request], max_rows: int) -> Iterator[list[list[int]]]:
+        """Numbers of the requests of each row of each batch: first fit in order, and a request that no row of a full
+        batch has room for begins the next. So a batch depends on no later request; `fitting` made each fit.
+
+        Raises UserError for an illegal request.
+        """
         rows: list[list[int]] = []
         used: list[np.ndarray] = []
-        limit = np.array([self.layout.row_tokens, self.layout.row_text, self.layout.row_segments])
+        layout = self.layout
+        limit = np.array([layout.row_tokens, layout.row_text, layout.row_text, layout.row_segments])
         for number, request in enumerate(requests):
-            need = np.array([self.num_tokens(request), len(self.text_ids(request)), 1])
+            texts = len(self.text_ids(request.prompt)), len(self.text_ids(request.negative_prompt))
+            need = np.array([self.num_tokens(request), *texts, 1])
             place = next((i for i, u in enumerate(used) if np.all(u + need <= limit)), None)
-            if place is None:
-                rows.append([number])
-                used.append(need)
-            else:
+            if place is not None:
                 rows[place].append(number)
                 used[place] = used[place] + need
-        return rows
+                continue
+            if len(rows) == max_rows:
+                yield rows
+                rows, used = [], []
+            rows.append([number])
+            used.append(need)
+        if rows:
+            yield rows
+
+    def pack(self, requests: Sequence[Request]) -> list[list[int]]:
+        """As `batches`, of one batch that has room for all."""
+        return next(self.batches(requests, len(requests)), [])
+
+    @property
+    def size_multiples(self) -> tuple[int, int]:
+        """What width and height of a canvas are multiples of."""
+        s, (_, ph, pw) = self.codec.config.spatial_compression, self.layout.patch_size
+        return s * pw, s * ph
+
+    def canvas_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the canvas for a size: the next legal one; what it has more lies at the right and the
+        bottom, and is cut off what was decoded."""
+        across, down = self.size_multiples
+        return -(-width // across) * across, -(-height // down) * down
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
-        """(F, H, W) of the request's canvas. Raises UserError that names the nearest legal size or duration."""
-        config, (_, ph, pw) = self.codec.config, self.layout.patch_size
-        multiples = config.spatial_compression * ph, config.spatial_compression * pw
-        if min(request.height, request.width) < 1 or request.height % multiples[0] or request.width % multiples[1]:
-            near = [m * max(1, round(n / m)) for n, m in zip((request.height, request.width), multiples, strict=True)]
-            raise UserError(
-                f"{request.width}x{request.height} is no legal size for this model: the width must divide by "
-                f"{multiples[1]} and the height by {multiples[0]}; the nearest legal size is {near[1]}x{near[0]}"
-            )
+        """(F, H, W) of the request's canvas. Raises UserError for a size, a rate or a duration that none can have; of
+        the last it names the nearest legal one."""
+        config = self.codec.config
+        if min(request.height, request.width) < 1:
+            raise UserError(f"{request.width}x{request.height} is no size: width and height must be at least 1")
         if not MIN_FPS <= request.fps <= MAX_FPS:
             raise UserError(f"fps is {request.fps}, but must be between {MIN_FPS} and {MAX_FPS}")
-        shape = config.latent_shape(request.num_frames, request.height, request.width)[:3]
+        width, height = self.canvas_size(request.width, request.height)
+        shape = config.latent_shape(request.num_frames, height, width)[:3]
         if request.canvas is not None and request.canvas.shape != shape:
             raise UserError(f"the canvas has latents of shape {request.canvas.shape}, but the video needs {shape}")
         return shape
@@ -171,8 +242,8 @@ class PackedSampler:
     def num_tokens(self, request: Request) -> int:
         return self.layout.num_tokens(self.latent_shape(request))
 
-    def text_ids(self, request: Request) -> list[int]:
-        return [*self.tokenizer.encode(request.prompt), self.tokenizer.eos_id]
+    def text_ids(self, prompt: str) -> list[int]:
+        return [*self.tokenizer.encode(prompt), self.tokenizer.eos_id]
 
     def _row(self, requests: Sequence[Request], numbers: Sequence[int]) -> dict[str, np.ndarray]:
         compression = self.codec.config.temporal_compression
@@ -181,13 +252,25 @@ class PackedSampler:
                 shape=self.latent_shape(requests[n]),
                 fps=requests[n].fps,
                 temporal_compression=compression,
-                text_ids=self.text_ids(requests[n]),
+                text_ids=self.text_ids(requests[n].prompt),
                 latents=None if (canvas := requests[n].canvas) is None else canvas.latents,
                 known=None if canvas is None else canvas.known,
             )
             for n in numbers
         ]
         return pack_row(samples, self.layout)
+
+    def _negative_text(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+        """The arrays of a row's text with the negative prompts in the prompts' places (`denoiser.NEGATIVE`)."""
+        texts = [self.text_ids(request.negative_prompt) for request in requests]
+        counts = [len(text) for text in texts]
+        arrays = {
+            "text_ids": np.concatenate(texts),
+            "text_segment_ids": np.repeat(np.arange(1, len(texts) + 1), counts),
+            "text_positions": np.concatenate([np.arange(count) for count in counts]),
+        }
+        padding = 0, self.layout.row_text - sum(counts)
+        return {NEGATIVE + name: np.pad(a, padding).astype(np.int32) for name, a in arrays.items()}
 
     def _sample(
         self,

@@ -5,6 +5,8 @@ generator.video("a red circle moves left", frames=9, seed=0).save("red.mp4")
 generator.image("a blue square", size="48x32").save("blue.png")
 """
 
+import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,22 +16,25 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipeline.errors import UserError
-from data_pipeline.video_io import write_video
+from data_pipeline.video_io import Frames, write_video
 from sora_jax.generation.conditioning import check_size, first_part
 from sora_jax.generation.files import check_file, describe
 from sora_jax.generation.loading import TrainedRun, load_run
+from sora_jax.generation.memory import check_fits, with_tiles
 from sora_jax.generation.options import MAX_SEED, SampleOptions, changed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A video (an image has one frame) with the resolved options and the checkpoint's step that made it, and `about`
-    what of it was known (`Part.about`)."""
+    """A video (an image has one frame) with the resolved options and the run (`TrainedRun.identity`) that made it, and
+    `about` what of it was known (`Part.about`)."""
 
     frames: UInt8[np.ndarray, "T Y X 3"]
     fps: float
     options: SampleOptions
-    step: int
+    identity: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path | str) -> dict[str, Any]:
@@ -38,7 +43,7 @@ class Sample:
         path = Path(path)
         check_file(path, len(self.frames))
         write_video(path, self.frames, self.fps)
-        return {**describe(self.options, path, self.step), "frames": len(self.frames), **self.about}
+        return {**describe(self.options, path, self.identity), "frames": len(self.frames), **self.about}
 
 
 class Generator:
@@ -55,36 +60,44 @@ class Generator:
 
     def video(self, prompt: str = "", options: SampleOptions | None = None, **changes: Any) -> Sample:
         """One video. Raises UserError for what the run cannot make, before anything is sampled."""
-        wanted = changed(options or SampleOptions(), prompt=prompt, **changes)
-        return next(sample for _, sample in self.batch([wanted]))
+        wanted = [changed(options or SampleOptions(), prompt=prompt, **changes).resolved(self.run.preview)]
+        return next(sample for _, sample in self.batch(wanted))
 
     def image(self, prompt: str = "", options: SampleOptions | None = None, **changes: Any) -> Sample:
         """One image: a video of one frame."""
         return self.video(prompt, options, **{**changes, "frames": 1})
 
     def batch(
-        self, what: Sequence[str | SampleOptions], rows_per_batch: int = 8, **changes: Any
+        self,
+        what: Sequence[str | SampleOptions],
+        rows_per_batch: int = 8,
+        *,
+        same_rows: bool = False,
+        **changes: Any,
     ) -> Iterator[tuple[int, Sample]]:
         """(number, sample) of each of `what`, as they are done: options, or prompts, of which the i-th has `seed` + i.
 
-        Short samples share packed rows, of which `rows_per_batch` are sampled at once. Raises UserError as `video`.
+        Short samples share packed rows, of which `rows_per_batch` are sampled at once: as many as are needed, or with
+        `same_rows` always so many (of a generator that is `fitting`). Raises UserError as `video`.
         """
         wanted = [self.resolve(w, number, changes) for number, w in enumerate(what)]
+        run = self.run if same_rows else self.fitting(wanted, min(len(wanted), rows_per_batch)).run
         samplings = {options.sampling(): None for options in wanted}
         for sampling in samplings:
             numbers = [n for n, options in enumerate(wanted) if options.sampling() == sampling]
-            parts = {n: first_part(wanted[n], self.run.sampler, self.run.preview.num_frames) for n in numbers}
+            parts = {n: first_part(wanted[n], run.sampler, run.preview.num_frames) for n in numbers}
+            rows = rows_per_batch, same_rows
             while parts:  # what takes more than one canvas goes on from its last one
                 waiting, numbers = {}, list(parts)
                 requests = [part.request for part in parts.values()]
-                found = self.run.sampler.generate(self.run.params, self.run.frozen, requests, sampling, rows_per_batch)
+                found = run.sampler.generate(run.params, run.frozen, requests, sampling, *rows)
                 for number, frames in ((numbers[place], frames) for place, frames in found):
                     result = parts[number].assemble(frames)
                     if (part := parts[number].then(result)) is not None:
                         waiting[number] = part
                         continue
                     about = parts[number].about(frames)
-                    yield number, Sample(result, parts[number].request.fps, wanted[number], self.run.step, about)
+                    yield number, _sample(result, wanted[number], run, about)
                 parts = waiting
 
     def resolve(self, what: str | SampleOptions, number: int, changes: dict[str, Any]) -> SampleOptions:
@@ -97,9 +110,38 @@ class Generator:
             options = changed(options, seed=options.seed + number)
         return options.resolved(self.run.preview)
 
-    def check(self, wanted: Sequence[SampleOptions]) -> None:
-        """Raises UserError for what the run cannot make."""
+    def fitting(self, wanted: Sequence[SampleOptions], num_rows: int = 1) -> "Generator":
+        """This generator with rows that hold the largest of `wanted`, and tiles where whole frames would be too large
+        to decode (`memory.with_tiles`); `video` and `batch` see to that by themselves.
+
+        Warns of prompts whose words the tokenizer never learned. Raises UserError for what the run cannot make, and
+        for what does not fit the memory when `num_rows` rows are sampled at once.
+        """
         resolved = [options.resolved(self.run.preview) for options in wanted]
         for options in resolved:
             check_size(options, self.run.sampler)
-        self.run.sampler.fitting([options.request() for options in resolved if not options.is_of_video])
+        # How long a video gets is known when its file is read; a window as of the preview stands for it until then.
+        window = self.run.preview.num_frames
+        requests = [(changed(o, frames=window) if o.is_of_video else o).request() for o in resolved]
+        sampler = self.run.sampler.fitting(requests)
+        if self.run.identity["tile"] is None:
+            sampler = dataclasses.replace(sampler, codec=with_tiles(sampler.codec, requests))
+        for sampling in {options.sampling() for options in wanted}:
+            check_fits(sampler, requests, num_rows, sampling)
+        prompts = sorted({p for r in requests for p in (r.prompt, r.negative_prompt) if p})
+        foreign = [prompt for prompt in prompts if sampler.is_foreign(prompt)]
+        if foreign:
+            logger.warning(
+                "%d of %d prompts, such as '%s', are mostly words that the tokenizer never learned and reads byte by "
+                "byte: expect that they are not followed",
+                *(len(foreign), len(prompts), foreign[0][:40]),
+            )
+        tile = 0 if sampler.codec.tiling is None else sampler.codec.tiling.tile
+        return Generator(dataclasses.replace(self.run, sampler=sampler, identity={**self.run.identity, "tile": tile}))
+
+
+def _sample(frames: Frames, options: SampleOptions, run: TrainedRun, about: dict[str, Any]) -> Sample:
+    """What the canvas had more at the right and at the bottom is cut off."""
+    assert isinstance(options.size, tuple) and options.fps is not None, "resolve them first"
+    width, height = options.size
+    return Sample(frames[:, :height, :width], options.fps, options, run.identity, about)

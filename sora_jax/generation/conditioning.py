@@ -119,7 +119,7 @@ class Part:
 
 
 def check_size(options: Any, sampler: PackedSampler) -> None:
-    """Raises UserError for a size or rate that the model has not, before any file is read."""
+    """Raises UserError for a size or rate that no model has, before any file is read."""
     sampler.latent_shape(dataclasses.replace(options, frames=1, image=(), video="", **OF_VIDEO).request())
 
 
@@ -132,12 +132,13 @@ def first_part(options: Any, sampler: PackedSampler, window_frames: int) -> Part
     check_size(options, sampler)
     if options.image:
         stills = [read_still(Path(path), options.size, options.fit) for path in options.image]
+        stills = [_on_canvas(still, options, sampler) for still in stills]
         pairs = list(zip(stills, options.at or (0.0,), strict=True))
         plan = modes.animate(sampler.codec, sampler.layout, pairs, options.frames, options.fps)
         return Part(_request(options, plan), plan)
     if not options.video:
         return Part(options.request())
-    source = _read(options, options.video)
+    source = _on_canvas(_read(options, options.video), options, sampler)
     if options.extend:
         return _extension(options, sampler, window_frames, source)
     if options.loop or options.connect:
@@ -180,7 +181,7 @@ def _joined(before: Plan | None, plan: Plan, num_new: int) -> Plan:
 
 
 def _bridge(options: Any, sampler: PackedSampler, window_frames: int, source: Frames) -> Plan:
-    other = _read(options, options.connect) if options.connect else source
+    other = _on_canvas(_read(options, options.connect), options, sampler) if options.connect else source
     lengths = {options.video: len(source), **({options.connect: len(other)} if options.connect else {})}
     context = _context(options, sampler, window_frames, 2, lengths)
     fallback = modes.room(sampler.codec, window_frames, context, "between")
@@ -200,8 +201,18 @@ def _edit(options: Any, sampler: PackedSampler, source: Frames) -> Plan:
     if options.mask:
         path, size = Path(options.mask), options.size
         masked = read_mask(path, Path(options.video), len(source), options.fps, size, options.fit)[: options.frames]
+        masked = _on_canvas(masked, options, sampler)
     strength = 1.0 if options.strength is None else options.strength
     return modes.edit(sampler.codec, sampler.layout, source[: options.frames], strength, masked)
+
+
+def _on_canvas(pictures: np.ndarray, options: Any, sampler: PackedSampler) -> np.ndarray:
+    """Pictures [… Y, X, 3], or masks [T, Y, X], of the size asked for, on the canvas that this is made on: where it has
+    more, at the right and the bottom, their last pixels go on. In the end it is cut off."""
+    width, height = sampler.canvas_size(*options.size)
+    colours = 0 if pictures.dtype == bool else 1
+    more = [(0, height - options.size[1]), (0, width - options.size[0]), *[(0, 0)] * colours]
+    return np.pad(pictures, [*[(0, 0)] * (pictures.ndim - len(more)), *more], mode="edge")
 
 
 def _read(options: Any, path: str) -> Frames:

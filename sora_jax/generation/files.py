@@ -1,14 +1,18 @@
 """Files of samples: prompts read from one, names of what is written, and the line that says what made it."""
 
+import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from sora_jax.generation.manifest import file_digest
 from sora_jax.generation.options import SampleOptions
 
 ENDINGS = ("mp4", "webm", "gif", "png")
+NAMES = ("slug", "vbench")
+MAX_NAME_BYTES = 255
+"""Of one file, on the file systems of Linux."""
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -24,13 +28,21 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def name_files(out: Path, prompts: Sequence[str], ending: str) -> list[Path]:
-    """`OUT/<prompt>-<number>.<ending>` for each prompt."""
-    if any(path.is_file() for path in (out, *out.parents)):
-        raise UserError(f"--out {out} is a file or lies below one, but several prompts need a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    slugs = (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-")[:60] or "prompt" for p in prompts)
-    return [out / f"{slug}-{number:04d}.{ending}" for number, slug in enumerate(slugs)]
+def name_of(names: str, prompt: str, number: int, index: int, ending: str) -> str:
+    """The name of sample `number`, the prompt's `index`-th: `<slug>-<number>`, or as VBench reads it,
+    `<prompt>-<index>`. Raises UserError for a prompt that is no name of a file as it stands."""
+    if names == "slug":
+        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "prompt"
+        return f"{slug}-{number:04d}.{ending}"
+    name = f"{prompt}-{index}.{ending}"
+    if "/" in prompt or "\0" in prompt:
+        raise UserError(f"--names vbench: the prompt '{prompt[:60]}' has a '/', which no file name holds; reword it")
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise UserError(
+            f"--names vbench: the prompt '{prompt[:60]}…' makes a file name of {len(os.fsencode(name))} bytes, but "
+            f"{MAX_NAME_BYTES} is the most; shorten it, or take --names slug"
+        )
+    return name
 
 
 def check_file(path: Path, frames: int) -> None:
@@ -44,20 +56,13 @@ def check_file(path: Path, frames: int) -> None:
         raise UserError(f"{path} is an image, but --frames is {frames}; ask for --frames 1 or for mp4")
 
 
-def describe(options: SampleOptions, path: Path, step: int) -> dict[str, Any]:
-    """What made a file, for the manifest beside it; of resolved options."""
-    assert isinstance(options.size, tuple), "resolve them first"
+def describe(options: SampleOptions, path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What is in a file and all that made it, for the manifest beside it; of resolved options."""
     return {
         "file": path.name,
         "path": str(path),
-        "prompt": options.prompt,
-        "seed": options.seed,
-        "size": "{}x{}".format(*options.size),
-        "frames": options.frames,
-        "fps": options.fps,
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "solver": options.solver,
-        "step": step,
-        **options.conditions(),
+        "bytes": path.stat().st_size,
+        "sha256": file_digest(path),
+        **options.recipe(),
+        **identity,
     }

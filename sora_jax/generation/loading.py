@@ -1,5 +1,6 @@
 """A trained run as something that samples: its generator, parameters, frozen networks, and what these are."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from data_pipeline.tokenizer import Tokenizer
 from sora_jax.config import build_config
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PackedSampler, PreviewConfig
+from sora_jax.generation.manifest import digest
 from sora_jax.models.codec import load_codec
 from sora_jax.objectives.diffusion import load_text_encoder, model_config, stream_config
-from sora_jax.training.checkpoint import load_params
+from sora_jax.training.checkpoint import LoadedRun, find_checkpoint, load_params
+from sora_jax.training.manifest import read_manifest
 from sora_jax.types import Frozen
 
 
@@ -27,6 +30,16 @@ class TrainedRun:
     frozen: Frozen
     preview: PreviewConfig
     step: int
+    identity: dict[str, Any]
+    """What a manifest says of it: step, whether it is the EMA, the SHA-256 of checkpoint, autoencoder, tokenizer and
+    text encoder, and the tiles in which frames are decoded (0: whole, None: not chosen yet)."""
+
+    def on(self, device: jax.Device) -> "TrainedRun":
+        """The same, with everything on one device."""
+        params, frozen, of_codec = jax.device_put((self.params, self.frozen, self.sampler.codec.params), device)
+        codec = dataclasses.replace(self.sampler.codec, params=of_codec)
+        sampler = dataclasses.replace(self.sampler, codec=codec)
+        return dataclasses.replace(self, sampler=sampler, params=params, frozen=frozen)
 
 
 def load_run(
@@ -36,10 +49,10 @@ def load_run(
     ema: bool = True,
     latents: Path | None = None,
     text_encoder: Path | None = None,
-    tile: int = 0,
+    tile: int | None = None,
 ) -> TrainedRun:
     """The run in `run` at its newest checkpoint, or at `step`. `latents` and `text_encoder` say where these are, if
-    they have moved since training; frames are decoded in tiles of `tile` pixels, 0: whole.
+    they have moved since training; frames are decoded in tiles of `tile` pixels, 0: whole, None: as memory asks for.
 
     Raises UserError for a run of another kind, and for an autoencoder, tokenizer or text encoder of another run.
     """
@@ -63,12 +76,23 @@ def load_run(
     model = model_config(described, layout.patch_values, tokenizer.vocab_size)
     flow = build_config(FlowConfig, loaded.config.get("flow", {}), "config.flow")
     return TrainedRun(
-        PackedSampler(DiffusionConfig(model, flow), layout, codec.in_tiles(tile), tokenizer),
+        PackedSampler(DiffusionConfig(model, flow), layout, codec.in_tiles(tile or 0), tokenizer),
         loaded.params["dit"],
         load_frozen(described, tokenizer, latents, loaded.fingerprints),
         build_config(PreviewConfig, loaded.config.get("preview", {}), "config.preview"),
         loaded.step,
+        {"step": loaded.step, "ema": ema, **_digests(run, loaded), "tile": tile},
     )
+
+
+def _digests(run: Path, loaded: LoadedRun) -> dict[str, str]:
+    """SHA-256 over the digests of the checkpoint's files ("unverified" of one that has none), and of what lies beside
+    the run."""
+    manifest = read_manifest(find_checkpoint(run, loaded.step))
+    files = None if manifest is None else {name: file.sha256 for name, file in manifest.files.items()}
+    names = ("autoencoder", "tokenizer", "text_encoder")
+    beside = {name: loaded.fingerprints[name] for name in names if name in loaded.fingerprints}
+    return {"checkpoint": "unverified" if files is None else digest(files), **beside}
 
 
 def load_frozen(model: dict[str, Any], tokenizer: Tokenizer, latents: Path, fingerprints: dict[str, str]) -> Frozen:

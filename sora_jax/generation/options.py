@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
@@ -14,6 +15,7 @@ from data_pipeline.video_io import check_memory
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.generation import PreviewConfig, Request
 from sora_jax.generation.conditioning import ConditionOptions
+from sora_jax.generation.manifest import file_digest
 
 MAX_SEED = 2**31 - 1
 
@@ -27,6 +29,7 @@ class SampleOptions(ConditionOptions):
     """
 
     prompt: str = ""
+    negative_prompt: str = ""
     size: tuple[int, int] | str | None = None
     frames: int | None = None
     fps: float | None = None
@@ -34,6 +37,9 @@ class SampleOptions(ConditionOptions):
     steps: int = 30
     guidance: float = 6.0
     solver: str = "euler"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,13 +47,19 @@ class SampleOptions(ConditionOptions):
             object.__setattr__(self, "size", parse_size(self.size))
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"--seed is {self.seed}, but must be from 0 to {MAX_SEED}")
+        for name in ("prompt", "negative_prompt"):
+            check_text(getattr(self, name), name)
+        if self.negative_prompt.strip() and self.guidance == 1.0:
+            raise UserError("--negative_prompt has no effect with --guidance 1; ask for more guidance, or leave it out")
         self.sampling()
         if isinstance(self.size, tuple):
             check_memory(self.frames or 1, self.size[1], self.size[0])
 
     def sampling(self) -> SamplingConfig:
         """How the way from noise to the sample is solved. Raises UserError for settings that nothing can solve."""
-        return SamplingConfig(self.steps, self.guidance, self.solver)
+        return SamplingConfig(
+            self.steps, self.guidance, self.solver, self.guidance_interval, self.guidance_rescale, self.shift
+        )
 
     def resolved(self, preview: PreviewConfig) -> "SampleOptions":
         """With the run's preview in place of what was left open."""
@@ -58,10 +70,20 @@ class SampleOptions(ConditionOptions):
             fps=preview.fps if self.fps is None else float(self.fps),
         )
 
+    def recipe(self) -> dict[str, Any]:
+        """All fields, as a manifest tells them, and the SHA-256 of the files that condition it; of resolved options."""
+        assert isinstance(self.size, tuple), "resolve them first"
+        of_conditions = {field.name for field in dataclasses.fields(ConditionOptions)}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in of_conditions}
+        files = [Path(path) for path in (*self.image, self.video, self.connect, self.mask) if path]
+        digests = {"condition_sha256": {str(path): file_digest(path) for path in files}} if files else {}
+        return {**values, "size": "{}x{}".format(*self.size), **self.conditions(), **digests}
+
     def request(self) -> Request:
         """What the sampler is asked for; of resolved options."""
         assert isinstance(self.size, tuple) and self.frames is not None and self.fps is not None, "resolve them first"
-        return Request(self.prompt, *self.size, self.frames, self.fps, self.seed)
+        request = Request(self.prompt, *self.size, self.frames, self.fps, self.seed)
+        return dataclasses.replace(request, negative_prompt=self.negative_prompt)
 
 
 def changed(options: SampleOptions, **changes: Any) -> SampleOptions:
@@ -72,6 +94,14 @@ def changed(options: SampleOptions, **changes: Any) -> SampleOptions:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
             raise UserError(f"a sample has no option '{name}'; did you mean {', '.join(near)}?")
     return dataclasses.replace(options, **changes)
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises UserError for what is no text: bytes of another encoding on the command line, or half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--{name} is not UTF-8 text (at character {error.start}): write it in UTF-8") from error
 
 
 def parse_size(text: str) -> tuple[int, int]:

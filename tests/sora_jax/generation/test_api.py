@@ -1,12 +1,14 @@
 """The Python API: what it makes is what the command line makes, and does not depend on company."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 import sora_jax
 from data_pipeline.errors import UserError
+from data_pipeline.video_io import decode
 from sora_jax.commands.main import main
 
 FAST = {"steps": 2, "guidance": 2.0}
@@ -49,3 +51,14 @@ def test_the_raw_parameters_are_another_model(random_run, generator):
 def test_what_the_run_cannot_make_is_one_clear_error(generator, options, message):
     with pytest.raises(UserError, match=message):
         generator.video("a red ball", **options)
+
+
+def test_the_readmes_example_runs(random_run, repository, tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    assert code
+    monkeypatch.chdir(tmp_path)
+    exec(code[1].replace("runs/by_hand/dit", str(random_run)).replace("frames=9", "frames=5, steps=1"), {})
+    assert decode(tmp_path / "red.mp4")[0].shape == (5, 32, 32, 3) and decode(tmp_path / "blue.png")[0].shape[1:3] == (
+        60,
+        100,
+    )

@@ -43,6 +43,8 @@ def test_a_still_is_animated(generator, files):
     sample = video(generator, image=files / "p.png")
     assert sample.frames.shape == (9, 32, 32, 3) and sample.about["known_frames"] == [[0, 1]]
     np.testing.assert_array_equal(sample.frames[0], read_still(files / "p.png", SIZE, "crop"))
+    odd = video(generator, image=files / "p.png", size="30x27")
+    np.testing.assert_array_equal(odd.frames[0], read_still(files / "p.png", (30, 27), "crop"))
     two = video(generator, image=[files / "p.png", files / "b.mp4"], at=[0.0, 1.0])
     np.testing.assert_array_equal(two.frames[8], shown(files / "b.mp4")[0])
     assert two.about["seams"] == [1, 8] and not np.array_equal(two.frames[1:8], sample.frames[1:8])
@@ -122,7 +124,7 @@ def test_options_that_contradict_each_other(options, message):
         ({"image": "p.png", "at": 3.0}, "frame 24 at 8 fps, but the clip has 9"),
         ({"image": "p.png", "frames": 1}, "nothing is left to make"),
         ({"image": "p.png", "frames": 8}, "nearest legal number is 9"),
-        ({"image": "p.png", "size": "30x32"}, "nearest legal size is 32x32"),
+        ({"image": "p.png", "size": "30x0"}, "30x0 is no size"),
         ({"video": "a.mp4", "extend": "forward", "context": 10}, "--context is 10 frames, but .* shows 9 at 8 fps"),
         ({"video": "a.mp4", "connect": "b.mp4", "context": 6}, "b.mp4 shows 5"),
         ({"video": "a.mp4", "loop": True, "frames": 3}, "nearest legal number is 4"),

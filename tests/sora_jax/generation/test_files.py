@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipeline.errors import UserError
-from sora_jax.generation.files import name_files, read_prompts
+from sora_jax.generation.files import name_of, read_prompts
 
 
 def test_prompts_are_lines_whatever_wrote_the_file(tmp_path):
@@ -18,9 +18,6 @@ def test_prompts_are_lines_whatever_wrote_the_file(tmp_path):
         read_prompts(path)
 
 
-def test_files_are_named_after_their_prompts(tmp_path):
-    names = [path.name for path in name_files(tmp_path / "out", ["A red, red circle!", "赤い円"], "mp4")]
+def test_files_are_named_after_their_prompts():
+    names = [name_of("slug", prompt, n, 0, "mp4") for n, prompt in enumerate(("A red, red circle!", "赤い円"))]
     assert names == ["a-red-red-circle-0000.mp4", "prompt-0001.mp4"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file or lies below one"):
-        name_files(tmp_path / "file" / "out", ["a"], "mp4")
