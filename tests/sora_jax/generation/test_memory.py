@@ -22,11 +22,10 @@ def request(width: int, height: int, frames: int = 1) -> Request:
     return Request("a ball", width, height, frames, 8.0)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_is_estimated_within_a_factor_of_what_the_compiler_reserves(guidance):
+def test_sampling_is_estimated_within_a_factor_of_what_the_compiler_reserves():
     sampler, params = make_sampler()
-    sampler = dataclasses.replace(sampler, layout=dataclasses.replace(sampler.layout, row_tokens=4096))
-    sampling = SamplingConfig(2, guidance)
+    sampler = dataclasses.replace(sampler, layout=dataclasses.replace(sampler.layout, row_tokens=1024))
+    sampling = SamplingConfig(2, 3.0)
     batch = {name: jax.ShapeDtypeStruct((1, *shape), kind) for name, (shape, kind) in row_spec(sampler.layout).items()}
     noise = jax.ShapeDtypeStruct(batch["tokens"].shape, np.float32)
     program = sample_rows.lower(
@@ -50,7 +49,7 @@ def test_what_does_not_fit_is_refused_with_what_would():
     fitting = sampler.fitting(large)
     need = sampling_bytes(fitting, 1, sampling)
     check_fits(fitting, large, 1, sampling, free=2 * need)
-    message = "1 frames of 2048x1024 are 32768 tokens, .* such as 1448x720"
+    message = "1 frames of 2048x1024 are 32768 tokens, .*such as 1448x720"
     with pytest.raises(UserError, match=message):
         check_fits(fitting, large, 1, sampling, free=need // 2)
     with pytest.raises(UserError, match="--rows_per_batch 1"):
