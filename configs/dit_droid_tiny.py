@@ -1,9 +1,9 @@
 """A small DiT on real robot clips at 112x64, 17 frames, 10 fps, for two CPU cores.
 
-    sora-jax encode --autoencoder runs/droid_tiny/autoencoder --data runs/droid_tiny/clips \
-        --out runs/droid_tiny/latents --short_side 64 --fps 10 --max_frames 17 --latent_multiple 2
-    sora-jax train --config configs/dit_droid_tiny.py --workdir runs/droid_tiny/dit
-    sora-jax sample --run runs/droid_tiny/dit --prompt "Move the green cup forward" --out runs/droid_tiny/sample.mp4
+    sora-jax encode --autoencoder runs/droid/autoencoder --data runs/droid/clips \
+        --out runs/droid/latents --short_side 64 --fps 10 --max_frames 17 --latent_multiple 2
+    sora-jax train --config configs/dit_droid_tiny.py --workdir runs/droid/dit
+    sora-jax sample --run runs/droid/dit --prompt "Move the green cup forward" --out runs/droid/sample.mp4
 
 Meant for an hour on two cores, or minutes on a GPU; LOG.md says what has been run of it.
 """
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.data = dict(
-        path="runs/droid_tiny/latents",
+        path="runs/droid/latents",
         row_tokens=288,
         row_text=64,
         row_segments=4,
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.model = dict(
         width=256, depth=6, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
     )
-    config.flow = dict(reference_tokens=35)
+    config.flow = dict(reference_tokens=35, prediction="x_0")  # a patch has 256 values, as many as the network is wide
     config.optim = dict(
         optimizer="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=50, final_fraction=0.1, ema_decay=0.99
     )

@@ -57,10 +57,24 @@ PARAMETER_DIMS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def parse_mesh(text: str) -> dict[str, int]:
+    """The shape that `--mesh data=2,context=4` names. Raises UserError for other words; `make_mesh` knows the axes."""
+    shape = {}
+    for word in text.split(","):
+        axis, _, size = word.partition("=")
+        if not size.isdecimal() or int(size) < 1 or axis in shape:
+            raise UserError(f"the mesh is '{text}', but must be axes with their sizes, such as data=2,context=4")
+        shape[axis] = int(size)
+    return shape
+
+
+def make_mesh(
+    shape: Mapping[str, int], devices: Sequence[Any] | None = None, option: str = "config.train.mesh"
+) -> Mesh:
     """A mesh with every axis of AXES; absent ones have size 1, and all devices go to `data` if none is named.
 
-    Raises UserError for an unknown axis or sizes that do not multiply to the number of devices.
+    Raises UserError, which names the `option`, for an unknown axis or sizes that do not multiply to the number of
+    devices.
     """
     devices = jax.devices() if devices is None else devices
     for axis in shape:
@@ -72,7 +86,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         named = " x ".join(f"{a}={n}" for a, n in sizes.items() if n > 1) or "every axis 1"
         raise UserError(
             f"the mesh {named} needs {product} devices, but there are {len(devices)}; "
-            f"set config.train.mesh so that its sizes multiply to {len(devices)}"
+            f"set {option} so that its sizes multiply to {len(devices)}"
         )
     types = (AxisType.Auto,) * len(AXES)
     return Mesh(_in_order_of_processes(_arrange(tuple(sizes.values()), devices)), AXES, axis_types=types)
@@ -108,9 +122,14 @@ def _in_order_of_processes(devices: np.ndarray) -> np.ndarray:
     return blocks[order].reshape(devices.shape)
 
 
+def num_row_shards(mesh: Mesh) -> int:
+    """How many devices along the axes that hold rows."""
+    return math.prod(mesh.shape[a] for a in RULES.row)
+
+
 def check_rows(mesh: Mesh, batch_rows: int, microbatches: int) -> None:
     """Raises UserError when a microbatch cannot be split over the axes that hold rows."""
-    shards = math.prod(mesh.shape[a] for a in RULES.row)
+    shards = num_row_shards(mesh)
     if batch_rows % (microbatches * shards):
         raise UserError(
             f"batch_rows={batch_rows} does not divide into {microbatches} microbatches over {shards} devices; "

@@ -1,5 +1,5 @@
-"""`sora-jax bench`: train and sample measure the model, attention its kernel, autoencoder the autoencoder, packing and
-loader the data path, loop the loop.
+"""`sora-jax bench`: train and sample measure the model, attention its kernel, autoencoder and crops the autoencoder,
+packing and loader the data path, loop the loop.
 
 storm counts what a run survives, flops counts models, checkpoint measures saves and restarts, damage what `checkpoint
 verify` finds.
@@ -14,6 +14,7 @@ BENCHES = {
     "sample": "sampling with a config or a run: seconds a sample and a solver step, tokens/s, compilation",
     "attention": "attention within 1, 4 and 16 segments of a row: whether its time follows the sum of squares",
     "autoencoder": "frames a second of encoding and decoding, and of the same network in PyTorch",
+    "crops": "an autoencoder's mixed shapes: a program for each, against one padded to the largest",
     "packing": "how full and how balanced the packing plan's rows are, on real or synthetic lengths",
     "loader": "tokens or frames a second from one data set through the stream",
     "loop": "the training loop's time over the bare jitted step's",

@@ -3,17 +3,24 @@
     sora-jax bench autoencoder --autoencoder runs/autoencoder
     sora-jax bench autoencoder --width 32 --pytorch
     sora-jax bench autoencoder --width 8 --decode_seconds 5 60
+    sora-jax bench autoencoder --autoencoder runs/autoencoder --size 32 --chunks 1 3 8 --lengths 1 5 9 129
+    sora-jax bench autoencoder --autoencoder runs/autoencoder --stream_frames 17 1025
 
 Clips go from 8-bit pixels to latents and back, on the host at both ends. Compilation and the first run do not count.
 `--pytorch` runs diffusers' AutoencoderKLWan with the same weights and dtype in turn with ours; it needs
 `pip install sora-jax[diffusers]`.
 
 `--decode_seconds` measures memory instead: the process's peak after decoding random latents of each duration, as they
-would come from a sampler, into an mp4 file.
+would come from a sampler, into an mp4 file. `--stream_frames` is the peak of encoding and decoding so many frames of
+noise, a chunk at a time, in a process of its own for each. `--chunks`: exactness, the largest difference between
+a clip coded in chunks of so many latents and in one piece, for every legal length up to 129 frames or `--lengths`.
 """
 
 import argparse
+import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +33,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.video_io import write_video
 from sora_jax.commands.beside_pytorch import importing, leave_memory
 
+LONGEST = 129
+"""Frames of the longest clip of `--chunks`."""
 Coder = Callable[[np.ndarray], np.ndarray]
 
 
@@ -43,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode_seconds", nargs="+", type=float, metavar="S", help="memory of decoding into a file")
     parser.add_argument("--decode_size", nargs=2, type=int, default=(256, 144), metavar=("W", "H"), help="in pixels")
     parser.add_argument("--decode_fps", type=float, default=24.0, help="of --decode_seconds")
+    parser.add_argument("--stream_frames", nargs="+", type=int, metavar="T", help="memory of coding so many frames")
+    parser.add_argument("--chunks", nargs="+", type=int, metavar="N", help="chunks of so many latents beside the whole")
+    parser.add_argument("--lengths", nargs="+", type=int, metavar="T", help="of --chunks: these numbers of frames")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,6 +67,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import jax  # after the options are known to be good
 
     codec = _codec(args)
+    if args.chunks:
+        return {"platform": jax.default_backend(), "size": args.size} | exactness(codec, args)
+    if args.stream_frames:
+        return {"platform": jax.default_backend(), "size": args.size, "streamed": stream_memory(codec, args)}
     if args.decode_seconds:
         return {"platform": jax.default_backend(), "decoded": decode_memory(codec, args)}
     codec.config.latent_shape(args.frames, args.size, args.size)
@@ -72,6 +88,42 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.pytorch:
         result["pytorch_device"] = contenders["pytorch"].device
     return result
+
+
+def exactness(codec: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """The largest differences of each chunk size, and for every length."""
+    from sora_jax.evaluation.exact_coding import differences
+
+    lengths = args.lengths or range(1, LONGEST + 1, codec.config.temporal_compression)
+    if min(args.chunks) < 1:
+        raise UserError(f"--chunks is {args.chunks}, but a chunk has at least 1 latent")
+    rows = differences(codec, lengths, args.chunks, args.size)
+    worst = {
+        str(n): {what: max(r[what] for r in rows if r["chunk_latents"] == n) for what in ("latents", "pixels")}
+        for n in args.chunks
+    }
+    return {"num_lengths": len(lengths), "largest_difference": worst, "lengths": rows}
+
+
+def stream_memory(codec: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The peak for each number of frames. Several: each in a process of its own, for a peak never falls."""
+    from sora_jax.evaluation.exact_coding import stream_peak_bytes
+
+    if len(args.stream_frames) == 1:
+        (frames,) = args.stream_frames
+        return [{"frames": frames, "peak_mib": stream_peak_bytes(codec, frames, args.size) / 2**20}]
+    network = (
+        ["--autoencoder", args.autoencoder] if args.autoencoder else ["--width", args.width, "--dtype", args.dtype]
+    )
+    command = [sys.executable, "-m", "sora_jax.commands.main", "bench", "autoencoder", *network, "--size", args.size]
+    found = []
+    for frames in args.stream_frames:
+        words = [str(word) for word in (*command, "--stream_frames", frames)]
+        child = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode:
+            raise UserError(f"streaming {frames} frames ended with exit code {child.returncode}; its output is above")
+        found += json.loads(child.stdout.strip().splitlines()[-1])["streamed"]
+    return found
 
 
 def decode_memory(codec: Any, args: argparse.Namespace) -> list[dict[str, float]]:

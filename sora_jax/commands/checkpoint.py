@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.errors import UserError
-from sora_jax.models.codec import load_codec
+from sora_jax.models.codec import Codec, architecture, load_codec
 from sora_jax.models.layers import DTYPES
+from sora_jax.models.taef_files import holds_taef, load_taef
 from sora_jax.models.wan_files import load_wan
 from sora_jax.training.interchange import export_run, import_run
 from sora_jax.training.inventory import Entry, list_checkpoints, prune_run, verify_run
@@ -55,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back.add_argument("--file", type=Path, required=True, metavar="FILE.safetensors")
     back.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run directory to make")
     back.set_defaults(checkpoint_run=lambda args: import_run(args.file, args.out))
-    published = verbs.add_parser("import-autoencoder", help="an export of Wan 2.1's published VAE, to encode with")
-    published.add_argument("--file", type=Path, required=True, metavar="FILE|DIR", help="the weights, or their folder")
+    published = verbs.add_parser("import-autoencoder", help="an export of a published autoencoder, to encode with")
+    published.add_argument(
+        "--file", type=Path, required=True, metavar="FILE|DIR", help="Wan 2.1's VAE, or the folder of it or of TAEF2"
+    )
     published.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the export goes")
     published.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of activations")
     published.add_argument("--sha256", default="", metavar="HEX", help="the file's checksum, or how it begins")
@@ -110,16 +113,24 @@ def _import_autoencoder(args: argparse.Namespace) -> dict[str, Any]:
     """Raises UserError, too, where `out` holds something else already."""
     if is_run(args.out):
         raise UserError(f"{args.out} is a run with checkpoints of its own; choose another --out")
-    codec = load_wan(args.file, args.dtype, args.sha256)
+    codec = _published(args)
     if (args.out / "autoencoder.json").exists() and load_codec(args.out).fingerprint != codec.fingerprint:
         raise UserError(f"{args.out} holds another autoencoder; choose another --out, or delete it")
     codec.save(args.out)
     config = codec.config
     return {
         "out": str(args.out),
-        "architecture": "wan",
+        "architecture": architecture(config),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(codec.params)),
         "latent_channels": config.latent_channels,
         "compression": f"{config.temporal_compression}x{config.spatial_compression}x{config.spatial_compression}",
         "fingerprint": codec.fingerprint,
     }
+
+
+def _published(args: argparse.Namespace) -> Codec:
+    if not holds_taef(args.file):
+        return load_wan(args.file, args.dtype, args.sha256)
+    if args.sha256:
+        raise UserError(f"--sha256 is one file's, but {args.file} holds TAEF2's two; leave it out")
+    return load_taef(args.file, args.dtype)

@@ -1,12 +1,20 @@
-"""`sora-jax encode`: clip shards → latent shards, through a trained autoencoder."""
+"""`sora-jax encode`: clip shards → latent shards, through a trained autoencoder.
+
+    sora-jax encode --autoencoder runs/autoencoder --data CLIPS --out LATENTS [--mesh data=4,context=2]
+
+On several devices each codes some of a batch's clips; with `context`, some rows of pixels of each frame.
+"""
 
 import argparse
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
 
@@ -14,6 +22,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.latents import Encoding, WindowConfig, encode_latents, estimate_statistics
 from data_pipeline.shards import ShardReader
 from sora_jax.models.codec import Codec, load_codec
+from sora_jax.parallel import DATA, make_mesh, num_row_shards, parse_mesh
 from sora_jax.training.trained_codec import is_run, newest_codec
 
 
@@ -26,13 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, default=0.0, help="resample to this rate at most; 0 keeps the rate")
     parser.add_argument("--latent_multiple", type=int, default=1, help="crop sides to multiples of this many latents")
     parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
+    parser.add_argument("--mesh", help="axes and sizes, as in training (default: data over all accelerators here)")
     parser.add_argument("--batch_size", type=int, default=16, help="windows of one shape that are encoded at once")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     windows = WindowConfig(args.max_frames, args.short_side, args.fps, args.latent_multiple, args.batch_size)
     reader = ShardReader(args.data, kind="clip")
-    codec = find_or_export(args.autoencoder, reader, windows).in_tiles(args.tile)
+    mesh = _mesh(args.mesh, args.batch_size)
+    codec = find_or_export(args.autoencoder, reader, windows, mesh).in_tiles(args.tile)
+    codec = codec if mesh is None else codec.on_mesh(mesh)
     encoding = Encoding(
         encode=codec.encode,
         temporal_compression=codec.config.temporal_compression,
@@ -48,10 +60,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**counts, "autoencoder_fingerprint": codec.fingerprint}
 
 
-def find_or_export(autoencoder: Path, reader: ShardReader, windows: WindowConfig) -> Codec:
+def _mesh(text: str | None, batch_size: int) -> Mesh | None:
+    """The mesh of `--mesh`, or of as many accelerators of this process as divide a batch; None for a CPU, whose devices
+    share its cores.
+
+    Raises UserError for a mesh that does not fit the devices or the batch.
+    """
+    devices = jax.local_devices()
+    if text is None:
+        count = math.gcd(batch_size, len(devices))
+        return None if devices[0].platform == "cpu" or count == 1 else make_mesh({DATA: count}, devices[:count])
+    mesh = make_mesh(parse_mesh(text), devices, "--mesh")
+    shards = num_row_shards(mesh)
+    if batch_size % shards:
+        raise UserError(
+            f"--batch_size {batch_size} does not divide over the {shards} devices that --mesh {text} gives to clips; "
+            f"choose a multiple of {shards}"
+        )
+    return mesh
+
+
+def find_or_export(autoencoder: Path, reader: ShardReader, windows: WindowConfig, mesh: Mesh | None = None) -> Codec:
     """The export of a run, made now from its newest checkpoint (EMA) unless there is one of the very same weights.
 
-    The latents' statistics come from this data set; the export keeps them for every later one.
+    The latents' statistics come from this data set, coded on `mesh` if there is one; the export keeps them for every
+    later one.
     """
     if not is_run(autoencoder):
         return load_codec(autoencoder)
@@ -61,7 +94,8 @@ def find_or_export(autoencoder: Path, reader: ShardReader, windows: WindowConfig
     if exported is not None and dataclasses.replace(exported, **neutral).fingerprint == codec.fingerprint:
         return exported
     compression = codec.config.temporal_compression, codec.config.spatial_compression
-    mean, std = estimate_statistics(reader, codec.encode, windows, compression)
+    encoder = codec if mesh is None else codec.on_mesh(mesh)
+    mean, std = estimate_statistics(reader, encoder.encode, windows, compression)
     codec = Codec(codec.config, codec.params, np.asarray(mean, np.float32), np.asarray(std, np.float32))
     shutil.rmtree(autoencoder / "export", ignore_errors=True)
     codec.save(autoencoder / "export")

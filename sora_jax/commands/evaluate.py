@@ -2,15 +2,16 @@
 
     sora-jax evaluate --metric probes --generated SAMPLES --real CLIPS [--autoencoder RUN] --out evaluation.json
     sora-jax evaluate --metric modes --run RUN --real CLIPS --out modes.json
-    sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR]
+    sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR] \
+        [--beside ANOTHER]
     sora-jax evaluate --metric seams --generated SAMPLES --out seams.json
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
 the autoencoder (the best that samples can look), and chance. `modes`: the same where a still, a clip's beginning, end
 or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `reconstruction`: PSNR,
 SSIM and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the
-weights that lie in a folder (docs/autoencoder.md). `seams`: how large the step is where known and new frames of a
-sample meet (docs/prompting.md).
+weights that lie in a folder (docs/autoencoder.md); of another autoencoder on the very same frames, too. `seams`: how
+large the step is where known and new frames of a sample meet (docs/prompting.md).
 """
 
 import argparse
@@ -32,7 +33,7 @@ from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_s
 from sora_jax.evaluation.latent_health import draw_health
 from sora_jax.evaluation.obedience import Judged, chance, judge_video, tally
 from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
-from sora_jax.evaluation.reconstruction import Reconstruction, lpips_of_pairs, reconstruct
+from sora_jax.evaluation.reconstruction import Reconstruction, Scores, means, reconstruct, reconstruct_same, scores
 from sora_jax.models.lpips_weights import load_lpips
 from sora_jax.training.trained_codec import codec_to_measure
 
@@ -49,11 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generated", type=Path, metavar="DIR", help="what `sora-jax sample --prompts` wrote")
     parser.add_argument("--real", type=Path, metavar="DIR", help="clip shards, from `sora-jax data build`")
     parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="a trained autoencoder's run or export")
+    parser.add_argument(
+        "--beside", type=Path, metavar="RUN", action="append", default=[], help="another, on the same frames"
+    )
     parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--lpips", type=Path, metavar="DIR", help="the published weights of LPIPS: measures it too")
     parser.add_argument("--lpips_net", default="vgg", help="its backbone: alex, vgg or squeeze (default: %(default)s)")
     parser.add_argument("--split", default="heldout", help="which clips of --real (default: %(default)s)")
     parser.add_argument("--num_real", type=int, default=300, help="at most this many of them (default: %(default)s)")
+    parser.add_argument("--max_frames", type=int, default=0, help="only so many frames of each of them; 0: all")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     evaluate_modes.add_arguments(parser)
 
@@ -94,7 +99,8 @@ def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
         pairs, _ = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
         decoded = [(caption, pair.decoded) for (caption, _), pair in zip(real, pairs, strict=True)]
         groups["autoencoded"] = tally(judge_all(decoded, len(decoded), vocabulary, "reconstructions"))
-        result |= describe_reconstructions([caption for caption, _ in real], pairs, args.out)
+        captions = [caption for caption, _ in real]
+        result |= describe_reconstructions(captions, pairs, scores(pairs, None), args.out)
     moving = [claims for claims, (_, frames) in zip(world, real, strict=True) if len(frames) > 1]
     by_chance = chance(prompts, moving or world)
     result["scores"] = {
@@ -106,24 +112,31 @@ def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
-    """PSNR, SSIM, flicker, and LPIPS if asked for, of an autoencoder on real clips; and the health of its latents."""
+    """PSNR, SSIM, flicker, and LPIPS if asked for, of an autoencoder on real clips; the health of its latents; and the
+    same measures of others beside it."""
     if args.autoencoder is None:
         raise UserError("--metric reconstruction needs --autoencoder RUN, a trained autoencoder's run or export")
+    others = {str(path): codec_to_measure(path) for path in args.beside}
     loaded = load_lpips(args.lpips_net, args.lpips) if args.lpips else None
-    real = _real(args)
     codec = codec_to_measure(args.autoencoder).in_tiles(args.tile)
+    real = _real(args)
     pairs, health = reconstruct(codec, [frames for _, frames in real])
-    captions = [caption for caption, _ in real]
-    result = describe_reconstructions(captions, pairs, args.out)
+    beside = {name: reconstruct_same(other, pairs, name) for name, other in others.items()}
+    captions, rows = [caption for caption, _ in real], scores(pairs, loaded)
+    rows_beside = {name: scores(others_pairs, loaded) for name, others_pairs in beside.items()}
+    result = describe_reconstructions(captions, pairs, rows, args.out)
+    if loaded is not None:
+        result["reconstruction"]["lpips_weights"] = {"net": loaded.net, "fingerprint": loaded.fingerprint}
+    if beside:
+        result["beside"] = {name: means(rows) for name, rows in rows_beside.items()}
     result["latents"] = health.describe() | {"figure": f"{frames_folder(args.out).name}/latents.png"}
     draw_health(result["latents"], args.out.parent / result["latents"]["figure"])
-    rows = describe_clips(captions, pairs, args.out)
-    if loaded is not None:
-        distances = lpips_of_pairs(loaded, pairs)
-        rows = [row | {"lpips": distance} for row, distance in zip(rows, distances, strict=True)]
-        result["reconstruction"]["lpips"] = float(np.mean(distances))
-        result["reconstruction"]["lpips_weights"] = {"net": loaded.net, "fingerprint": loaded.fingerprint}
-    return result | {"clips": rows}
+    sheets = draw_sheets(pairs, list(beside.values()), args.out)
+    clips = []
+    for i, (caption, row) in enumerate(zip(captions, rows, strict=True)):
+        own = {"caption": caption, "sheet": sheets[i], "frames": len(pairs[i].original), **row}
+        clips.append(own | ({"beside": {name: rows[i] for name, rows in rows_beside.items()}} if beside else {}))
+    return result | {"clips": clips}
 
 
 METRICS = {
@@ -140,11 +153,15 @@ def judge_all(videos: Iterable[Captioned], total: int, vocabulary, what: str) ->
 
 
 def _real(args: argparse.Namespace) -> list[Captioned]:
-    return read_real(args.real, args.split, args.num_real)
+    if args.max_frames < 0:
+        raise UserError(f"--max_frames is {args.max_frames}, but must be at least 1, or 0 for all")
+    return read_real(args.real, args.split, args.num_real, args.max_frames)
 
 
-def describe_reconstructions(captions: Sequence[str], pairs: Sequence[Reconstruction], out: Path) -> dict[str, Any]:
-    """Mean PSNR, SSIM and flicker, and a few examples as strips of frames in a folder beside `out`."""
+def describe_reconstructions(
+    captions: Sequence[str], pairs: Sequence[Reconstruction], rows: Sequence[Scores], out: Path
+) -> dict[str, Any]:
+    """The means of the clips' scores, and a few examples as strips of frames in a folder beside `out`."""
     folder = frames_folder(out)
     examples = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,38 +172,18 @@ def describe_reconstructions(captions: Sequence[str], pairs: Sequence[Reconstruc
             names[kind] = f"{folder.name}/{n}_{kind}.png"
             Image.fromarray(frame_strip(getattr(pair, kind))).save(out.parent / names[kind])
         examples.append({"caption": captions[long[i]], "psnr_db": pair.psnr_db, **names})
-    psnr = np.array([pair.psnr_db for pair in pairs])
-    flickers = [pair.flicker for pair in pairs if pair.flicker is not None]
-    return {
-        "reconstruction": {
-            "num_clips": len(pairs),
-            "psnr_db": float(psnr.mean()),
-            "psnr_db_deviation": float(psnr.std()),
-            "ssim": float(np.mean([pair.ssim for pair in pairs])),
-            "flicker": float(np.mean(flickers)) if flickers else None,
-            "examples": examples,
-        }
-    }
+    return {"reconstruction": means(rows) | {"examples": examples}}
 
 
-def describe_clips(captions: Sequence[str], pairs: Sequence[Reconstruction], out: Path) -> list[dict[str, Any]]:
-    """Each clip's own numbers, and the sheet that shows it: its frames, the decoded ones, and the error."""
+def draw_sheets(pairs: Sequence[Reconstruction], beside: Sequence[Sequence[Reconstruction]], out: Path) -> list[str]:
+    """The sheet of each clip, by its path beside `out`: its frames, then every autoencoder's with the error."""
     folder = frames_folder(out) / "clips"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for i, (caption, pair) in enumerate(zip(captions, pairs, strict=True)):
-        Image.fromarray(comparison_sheet(pair.original, pair.decoded)).save(folder / f"{i:04d}.png")
-        rows.append(
-            {
-                "caption": caption,
-                "sheet": f"{folder.parent.name}/clips/{i:04d}.png",
-                "frames": len(pair.original),
-                "psnr_db": pair.psnr_db,
-                "ssim": pair.ssim,
-                "flicker": pair.flicker,
-            }
-        )
-    return rows
+    names = [f"{folder.parent.name}/clips/{i:04d}.png" for i in range(len(pairs))]
+    for name, pair, *others in zip(names, pairs, *beside, strict=True):
+        sheet = comparison_sheet(pair.original, pair.decoded, *(other.decoded for other in others))
+        Image.fromarray(sheet).save(out.parent / name)
+    return names
 
 
 def frames_folder(out: Path) -> Path:

@@ -42,13 +42,15 @@ def frame_strip(frames: UInt8[np.ndarray, "T Y X 3"], num_frames: int = 5) -> UI
 
 
 def comparison_sheet(
-    original: UInt8[np.ndarray, "T Y X 3"], decoded: UInt8[np.ndarray, "T Y X 3"]
+    original: UInt8[np.ndarray, "T Y X 3"], *decoded: UInt8[np.ndarray, "T Y X 3"]
 ) -> UInt8[np.ndarray, "y x 4"]:
-    """A clip's frames, what was made of them below, and the error below that, `ERROR_GAIN` times as large."""
-    error = np.abs(decoded.astype(np.int16) - original) * ERROR_GAIN
-    strips = [frame_strip(frames) for frames in (original, decoded, np.minimum(error, 255).astype(np.uint8))]
+    """A clip's frames, and below them each of what was made of them with its error, `ERROR_GAIN` times as large."""
+    strips = [frame_strip(original)]
+    for frames in decoded:
+        error = np.minimum(np.abs(frames.astype(np.int16) - original) * ERROR_GAIN, 255).astype(np.uint8)
+        strips += [frame_strip(frames), frame_strip(error)]
     gap = np.zeros((STRIP_GAP_PIXELS, *strips[0].shape[1:]), np.uint8)
-    return np.concatenate([strips[0], gap, strips[1], gap, strips[2]])
+    return np.concatenate([strips[0], *(part for strip in strips[1:] for part in (gap, strip))])
 
 
 def png_uri(image: UInt8[np.ndarray, "y x c"]) -> str:

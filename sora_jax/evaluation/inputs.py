@@ -41,12 +41,16 @@ def read_sample(directory: Path, entry: dict[str, Any]) -> Frames:
     return decode(path)[0]
 
 
-def read_real(directory: Path, split: str, most: int) -> list[Captioned]:
-    """(first caption, frames) of up to `most` clips of a split, evenly spread over it."""
+def read_real(directory: Path, split: str, most: int, max_frames: int = 0) -> list[Captioned]:
+    """(first caption, frames) of up to `most` clips of a split, evenly spread over it; `max_frames`, if not 0,
+    is the most frames of each."""
     reader = ShardReader(directory, "clip")
     numbers = reader.index.select(split)
     if not len(numbers):
         raise UserError(f"{directory} has no {split} clips: build it from more groups, or choose another --split")
     numbers = numbers[np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)]
     records = (reader.read(int(number)) for number in numbers)
-    return [(record.captions[0].text if record.captions else "", decode_record(record)[0]) for record in records]
+    return [
+        (record.captions[0].text if record.captions else "", decode_record(record)[0][: max_frames or None].copy())
+        for record in records
+    ]

@@ -27,6 +27,8 @@ from sora_jax.models.lpips_weights import Lpips
 PEAK = 255.0
 SSIM_DEVIATION, SSIM_RADIUS = 1.5, 5
 SSIM_C1, SSIM_C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+Scores = dict[str, float | None]
+"""Measure → value of one clip, or the mean of several; None where a single frame has none."""
 MAX_PSNR_DB = 100.0  # identical clips: infinity would spoil the mean
 
 
@@ -54,6 +56,34 @@ def flicker(original: UInt8[np.ndarray, "T Y X 3"], decoded: UInt8[np.ndarray, "
     """Mean absolute error of the change from frame to frame, in 8-bit levels, of a clip of two frames or more."""
     error = decoded.astype(np.float64) - original.astype(np.float64)
     return float(np.mean(np.abs(np.diff(error, axis=0))))
+
+
+def scores(pairs: Sequence[Reconstruction], loaded: Lpips | None) -> list[Scores]:
+    """Each clip's PSNR in dB, SSIM, flicker (None for a single frame), and LPIPS where its weights are given."""
+    rows = [{"psnr_db": pair.psnr_db, "ssim": pair.ssim, "flicker": pair.flicker} for pair in pairs]
+    if loaded is None:
+        return rows
+    return [row | {"lpips": distance} for row, distance in zip(rows, lpips_of_pairs(loaded, pairs), strict=True)]
+
+
+def means(rows: Sequence[Scores]) -> Scores:
+    """Of every measure the mean over the clips that have it, and PSNR's deviation from clip to clip."""
+    values = {name: [v for row in rows if (v := row[name]) is not None] for name in rows[0]}
+    found: Scores = {name: float(np.mean(v)) if v else None for name, v in values.items()}
+    return {"num_clips": len(rows), **found, "psnr_db_deviation": float(np.std(values["psnr_db"]))}
+
+
+def reconstruct_same(codec: Codec, pairs: Sequence[Reconstruction], name: str) -> list[Reconstruction]:
+    """Another autoencoder, `name`, on the very frames of `pairs`. Raises UserError where it cannot code them whole."""
+    others, _ = reconstruct(codec, [pair.original for pair in pairs])
+    for pair, other in zip(pairs, others, strict=True):
+        if pair.original.shape != other.original.shape:
+            wanted, found = (f"{len(x)} frames of {x.shape[2]}x{x.shape[1]}" for x in (pair.original, other.original))
+            raise UserError(
+                f"{name} codes only {found} of the {wanted} that are compared; give it as --autoencoder, and the other "
+                "as --beside"
+            )
+    return others
 
 
 def lpips_of_pairs(loaded: Lpips, pairs: Sequence[Reconstruction]) -> list[float]:
@@ -116,10 +146,11 @@ def reconstruct(
         by_shape[clip.shape].append(i)
     found: dict[int, Reconstruction] = {}
     for members in by_shape.values():
-        for start in range(0, len(members), batch_rows):
-            chosen = members[start : start + batch_rows]
+        size = min(batch_rows, len(members))
+        for start in range(0, len(members), size):
+            chosen = members[start : start + size]
             # a last, smaller batch would compile anew: it is filled up with copies of its first clip
-            rows = chosen + [chosen[0]] * (batch_rows - len(chosen))
+            rows = chosen + [chosen[0]] * (size - len(chosen))
             posterior = codec.posterior(np.stack([legal[i] for i in rows]))
             health.add(Posterior(*(x[: len(chosen)] for x in posterior)))
             decoded = codec.decode(posterior.mean)

@@ -66,12 +66,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class AutoencoderConfig(Compression):
-    """`patch_size` is the first space-to-depth; compression is the product over it and the stages."""
+    """`patch_size` is the first space-to-depth; compression is the product over it and the stages.
+
+    `norm_latents`: whether the encoder normalises every position before it writes the latents. That takes away how
+    much contrast a position has; without it a fresh network starts as a linear code, which is half of the way.
+    """
 
     latent_channels: int = 16
     patch_size: int = 4
     stages: tuple[Stage, ...] = (Stage(1, 1, 64, 1), Stage(2, 2, 128, 1), Stage(1, 2, 192, 2))
     dtype: str = "float32"
+    norm_latents: bool = True
 
     @property
     def spatial_compression(self) -> int:
@@ -186,7 +191,8 @@ class Encoder(nnx.Module):
             self.down[f"stage_{i}"] = linear
             self.blocks[f"stage_{i}"] = residual_blocks(stage, cfg.dtype, rngs)
             width = stage.width
-        self.norm = RMSNorm(width)
+        if cfg.norm_latents:
+            self.norm = RMSNorm(width)
         self.latents_out = nnx.Linear(width, 2 * cfg.latent_channels, dtype=kind, rngs=rngs)
         self.cfg = cfg
 
@@ -198,7 +204,8 @@ class Encoder(nnx.Module):
             x = constrain(self.down[f"stage_{i}"](space_to_depth(x, stage.space)), *ACTIVATION)
             for j in range(stage.num_blocks):
                 x = self.blocks[f"stage_{i}"][f"block_{j}"](x, stream)
-        mean, log_variance = jnp.split(self.latents_out(self.norm(x)).astype(jnp.float32), 2, axis=-1)
+        x = self.norm(x) if self.cfg.norm_latents else x
+        mean, log_variance = jnp.split(self.latents_out(x).astype(jnp.float32), 2, axis=-1)
         return Posterior(mean, jnp.clip(log_variance, -30.0, 20.0)), stream.new
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -25,13 +26,18 @@ from data_pipeline.errors import UserError
 from sora_jax.config import build_config, choose
 from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, VideoAutoencoder
 from sora_jax.models.layers import definition
+from sora_jax.models.taef import TaefConfig, TinyAutoencoder
 from sora_jax.models.tiling import Blend, Tiling, tiles
 from sora_jax.models.wan import WanAutoencoder, WanConfig
+from sora_jax.parallel import put_frozen, spec
 
 OURS = "sora_jax"
+AnyConfig = AutoencoderConfig | WanConfig | TaefConfig
+AnyAutoencoder = VideoAutoencoder | WanAutoencoder | TinyAutoencoder
 ARCHITECTURES: dict[str, tuple[type[Any], type[Any]]] = {
     OURS: (AutoencoderConfig, VideoAutoencoder),
     "wan": (WanConfig, WanAutoencoder),
+    "taef2": (TaefConfig, TinyAutoencoder),
 }
 """Name in an export → config (a `Compression`) and module, whose `encode` and `decode` take and return a cache."""
 
@@ -41,14 +47,16 @@ class Codec:
     """Frozen autoencoder weights with the statistics `[C]` of the latents that they make.
 
     Videos are coded `config.chunk_latents` latent frames at a time, so that memory does not grow with the clip. With
-    `tiling`, every frame is coded in tiles; it is how latents are made, not what they are, and is not saved.
+    `tiling`, every frame is coded in tiles, with `mesh` (`on_mesh`) on several devices: clips over the axes of rows,
+    each frame's rows of pixels over `context`. Both are how latents are made, not what they are, and are not saved.
     """
 
-    config: AutoencoderConfig | WanConfig
+    config: AnyConfig
     params: dict[str, Any]
     latent_mean: Float32[np.ndarray, " C"]
     latent_std: Float32[np.ndarray, " C"]
     tiling: Tiling | None = None
+    mesh: Mesh | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -69,6 +77,10 @@ class Codec:
         """This codec, coding frames as `--tile` says. Raises UserError as `Tiling.of_option` does."""
         return dataclasses.replace(self, tiling=Tiling.of_option(tile, self.config.spatial_compression))
 
+    def on_mesh(self, mesh: Mesh) -> "Codec":
+        """This codec, coding on the devices of `mesh`."""
+        return dataclasses.replace(self, params=put_frozen(jax.device_get(self.params), mesh), mesh=mesh)
+
     def encode(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Float32[np.ndarray, "B F H W C"]:
         """Raw posterior means of whole videos, chunk by chunk. Raises UserError for an illegal shape."""
         return self.posterior(video).mean
@@ -76,14 +88,39 @@ class Codec:
     def posterior(self, video: UInt8[np.ndarray, "B T Y X 3"]) -> Posterior:
         """As `encode`, with the log-variances."""
         self.config.latent_shape(*video.shape[1:4])
-        step, cache, parts = self.config.chunk_latents * self.config.temporal_compression, [], []
+        return Posterior(*(np.concatenate(parts, axis=1) for parts in zip(*self.encode_stream([video]), strict=True)))
+
+    def encode_stream(self, pieces: Iterable[UInt8[np.ndarray, "B _T Y X 3"]]) -> Iterator[Posterior]:
+        """The posteriors of one video from consecutive pieces of its frames, a few latents at a time.
+
+        The first piece has 1 + c n frames, each later one c n. Only the causal caches are kept from piece to piece.
+        Raises UserError for other numbers of frames.
+        """
+        c, cache = self.config.temporal_compression, []
+        for piece in pieces:
+            if (piece.shape[1] - (not cache)) % c:
+                wanted = f"{c} n" if cache else f"1 + {c} n"
+                raise UserError(f"a piece of {piece.shape[1]} frames, but it must have {wanted}; pass whole latents")
+            for start, end in chunks(piece.shape[1], self.config.chunk_latents * c, is_first=not cache):
+                moments, cache = self._encode_chunk(piece[:, start:end], cache)
+                yield Posterior(*np.split(moments, 2, axis=-1))
+
+    def _encode_chunk(
+        self, video: UInt8[np.ndarray, "B T Y X 3"], cache: list[Any]
+    ) -> tuple[Float32[np.ndarray, "B F H W D"], list[Any]]:
         if self.tiling is not None:
-            parts = list(self._encode_tiled(video, self.tiling, step))
-        else:
-            for start, end in _chunks(video.shape[1], step):
-                part, cache = _encode(self.config, self.params, video[:, start:end], cache)
-                parts.append(jax.device_get(part))
-        return Posterior(*np.split(np.concatenate(parts, axis=1), 2, axis=-1))
+            return self._encode_tiles(video, cache, self.tiling)
+        moments, cache = self._run(_encode, video, cache)
+        return np.asarray(moments), cache
+
+    def _run(self, coder: Any, x: np.ndarray, cache: Any) -> tuple[jax.Array, Any]:
+        """One of the programs below on one chunk, laid out on the mesh if there is one."""
+        if self.mesh is None:
+            return coder(self.config, self.params, x, cache)
+        with jax.set_mesh(self.mesh):
+            dims = ("row", None, "height", None, None)
+            placed = jax.device_put(x, NamedSharding(self.mesh, spec(dims, x.shape, self.mesh)))
+            return coder(self.config, self.params, placed, cache)
 
     def decode(self, latents: Float[np.ndarray, "B F H W C"]) -> UInt8[np.ndarray, "B T Y X 3"]:
         """Whole videos from raw (not normalised) latents, chunk by chunk."""
@@ -99,7 +136,7 @@ class Codec:
         """
         cache: list[Any] = []
         for piece in pieces:
-            for start, end in _chunks(piece.shape[1], self.config.chunk_latents, is_first=not cache):
+            for start, end in chunks(piece.shape[1], self.config.chunk_latents, is_first=not cache):
                 pixels, cache = self._decode_chunk(piece[:, start:end].astype(np.float32), cache)
                 yield pixels
 
@@ -108,25 +145,24 @@ class Codec:
     ) -> tuple[UInt8[np.ndarray, "B T Y X 3"], list[Any]]:
         if self.tiling is not None:
             return self._decode_tiles(latents, cache, self.tiling)
-        pixels, cache = _decode(self.config, self.params, latents, cache)
+        pixels, cache = self._run(_decode, latents, cache)
         return np.asarray(pixels), cache
 
-    def _encode_tiled(
-        self, video: UInt8[np.ndarray, "B T Y X 3"], tiling: Tiling, step: int
-    ) -> Iterator[Float32[np.ndarray, "B F H W 2C"]]:
-        """Chunk by chunk, means and log-variances; the tiles' caches wait on the host: the device holds one tile."""
+    def _encode_tiles(
+        self, video: UInt8[np.ndarray, "B T Y X 3"], caches: list[Any], tiling: Tiling
+    ) -> tuple[Float32[np.ndarray, "B F H W D"], list[Any]]:
+        """Means and log-variances of one chunk, and the tiles' caches."""
         scale = self.config.spatial_compression
         tiling.check(scale)
         height, width = (n // scale for n in video.shape[2:4])
         places = tiles(height, width, tiling.tile // scale, tiling.overlap // scale)
-        caches: list[Any] = [[] for _ in places]
-        for start, end in _chunks(video.shape[1], step):
-            blend = Blend(tiling.overlap // scale, -(-self.config.spatial_reach // scale))
-            for i, place in enumerate(places):
-                part = place.scaled(scale).cut(video[:, start:end])
-                moments, caches[i] = jax.device_get(_encode(self.config, self.params, part, caches[i]))
-                blend.add(place, moments)
-            yield blend.mean()
+        caches = caches or [[] for _ in places]
+        blend = Blend(tiling.overlap // scale, -(-self.config.spatial_reach // scale))
+        for i, place in enumerate(places):
+            part = place.scaled(scale).cut(video)
+            moments, caches[i] = jax.device_get(self._run(_encode, part, caches[i]))
+            blend.add(place, moments)
+        return blend.mean(), caches
 
     def _decode_tiles(
         self, latents: Float32[np.ndarray, "B F H W C"], caches: list[Any], tiling: Tiling
@@ -138,8 +174,7 @@ class Codec:
         caches = caches or [[] for _ in places]
         blend = Blend(tiling.overlap, self.config.spatial_reach)
         for i, place in enumerate(places):
-            part = _decode_float(self.config, self.params, place.cut(latents), caches[i])
-            video, caches[i] = jax.device_get(part)
+            video, caches[i] = jax.device_get(self._run(_decode_float, place.cut(latents), caches[i]))
             blend.add(place.scaled(scale), video)
         return np.clip(np.round((blend.mean() + 1.0) * 127.5), 0, 255).astype(np.uint8), caches
 
@@ -202,18 +237,19 @@ def to_float(video: UInt8[np.ndarray, "..."] | jax.Array) -> jax.Array:
     return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
 
 
-def apply(config: AutoencoderConfig | WanConfig, params: dict[str, Any]) -> VideoAutoencoder | WanAutoencoder:
+def apply(config: AnyConfig, params: dict[str, Any]) -> AnyAutoencoder:
     """The module with these parameters."""
     return nnx.merge(_definition(config), params)
 
 
 @functools.cache
-def _definition(config: AutoencoderConfig | WanConfig) -> Any:
-    _, module = ARCHITECTURES[_architecture(config)]
+def _definition(config: AnyConfig) -> Any:
+    _, module = ARCHITECTURES[architecture(config)]
     return definition(lambda rngs: module(config, rngs))
 
 
-def _architecture(config: AutoencoderConfig | WanConfig) -> str:
+def architecture(config: AnyConfig) -> str:
+    """The name under which an export says what it is."""
     return next(name for name, (kind, _) in ARCHITECTURES.items() if type(config) is kind)
 
 
@@ -234,7 +270,7 @@ def _decode_float(config, params, latents, cache):
     return apply(config, params).decode(latents, cache)
 
 
-def _chunks(length: int, step: int, is_first: bool = True) -> Iterator[tuple[int, int]]:
+def chunks(length: int, step: int, is_first: bool = True) -> Iterator[tuple[int, int]]:
     """A video's first chunk is one longer than the others: it holds the frame (or latent) that stands alone."""
     start = 0
     while start < length:
@@ -244,10 +280,12 @@ def _chunks(length: int, step: int, is_first: bool = True) -> Iterator[tuple[int
 
 
 def _header(codec: Codec) -> dict[str, Any]:
-    name = _architecture(codec.config)
+    name, config = architecture(codec.config), dataclasses.asdict(codec.config)
+    if config.get("norm_latents") is True:
+        del config["norm_latents"]  # younger than fingerprints are: its default is said by silence
     return {
         **({} if name == OURS else {"architecture": name}),  # ours have none: fingerprints are older than the others
-        "config": dataclasses.asdict(codec.config),
+        "config": config,
         "latent_mean": [float(v) for v in codec.latent_mean],
         "latent_std": [float(v) for v in codec.latent_std],
     }

@@ -2,6 +2,7 @@
 discriminator if asked for (a second group of parameters, updated after the autoencoder in each step)."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from sora_jax.models.discriminator import Discriminator, GanConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.lpips import BACKBONES, check_size, lpips
 from sora_jax.models.lpips_weights import load_lpips
+from sora_jax.models.principal import Weights, principal_weights, with_weights
 from sora_jax.objectives.adversarial import discriminator_loss, generator_loss
 from sora_jax.parallel import process_rows
 from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
@@ -57,12 +59,23 @@ class AutoencoderLossConfig:
             )
 
 
+@dataclass(frozen=True)
+class StartConfig:
+    """`principal_batches`: start as the best linear code of so many training batches (`principal.py`); 0: at random."""
+
+    principal_batches: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, "config.start", 0, "principal_batches")
+
+
 def prepare(config: Mapping[str, Any]) -> Prepared:
     """The task and its data from a run's config. Raises UserError before any model is built."""
-    check_sections(config, required=("data", "optim", "train"), optional=("model", "loss", "gan"))
+    check_sections(config, required=("data", "optim", "train"), optional=("model", "loss", "gan", "start"))
     model = build_config(AutoencoderConfig, config.get("model", {}), "config.model")
     loss = build_config(AutoencoderLossConfig, config.get("loss", {}), "config.loss")
     gan = build_config(GanConfig, config.get("gan", {}), "config.gan")
+    start = build_config(StartConfig, config.get("start", {}), "config.start")
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     train = build_config(TrainConfig, config["train"], "config.train")
     path, stream = config["data"]["path"], stream_config(config)
@@ -79,7 +92,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     heldout = heldout_source(path, stream, rows) if manifest.counts["heldout"] else None
     task = Task(
         name="autoencoder",
-        init=make_init(model, gan),
+        init=make_init(model, gan, principal_start(model, start, path, stream)),
         groups=make_groups(model, loss, gan, optim),
         evaluate=make_evaluate(model, loss),
         frozen={"lpips": lpips_weights.weights} if lpips_weights else {},
@@ -93,6 +106,22 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         make_batches=lambda start, num: make_stream(source, start, num, train.num_workers),
         eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
         config=dict(config),
+    )
+
+
+def without_data(config: Mapping[str, Any]) -> Task:
+    """The task for measurements of its step: it starts at random and neither looks at clips nor at LPIPS."""
+    model = build_config(AutoencoderConfig, config.get("model", {}), "config.model")
+    loss = build_config(AutoencoderLossConfig, config.get("loss", {}), "config.loss")
+    loss = dataclasses.replace(loss, lpips_weight=0.0, lpips_weights="")
+    gan = build_config(GanConfig, config.get("gan", {}), "config.gan")
+    optim = build_config(OptimConfig, config["optim"], "config.optim")
+    return Task(
+        name="autoencoder",
+        init=make_init(model, gan),
+        groups=make_groups(model, loss, gan, optim),
+        evaluate=make_evaluate(model, loss),
+        flops=lambda batch: flops.TRAINING * len(batch["video"]) * forward_flops(model, *batch["video"].shape[1:4]),
     )
 
 
@@ -121,11 +150,28 @@ def heldout_source(path: str, stream: ClipStreamConfig, rows: tuple[int, int]) -
     return ClipSource(path, dataclasses.replace(stream, crops=crops, weights=weights), "heldout", rows)
 
 
-def make_init(model: AutoencoderConfig, gan: GanConfig) -> Callable[[jax.Array], Params]:
+def principal_start(
+    model: AutoencoderConfig, cfg: StartConfig, path: str, stream: ClipStreamConfig
+) -> Callable[[], Weights]:
+    """The values to start from in place of random ones, computed when they are first asked for."""
+
+    @functools.cache
+    def weights() -> Weights:
+        # every process reads the whole batches: all must start from the same numbers
+        source = ClipSource(path, stream, "train")
+        return principal_weights(model, (source[step]["video"] for step in range(cfg.principal_batches)))
+
+    return weights if cfg.principal_batches else dict
+
+
+def make_init(
+    model: AutoencoderConfig, gan: GanConfig, start: Callable[[], Weights] = dict
+) -> Callable[[jax.Array], Params]:
     """Fresh parameters; the autoencoder's do not depend on whether there is a discriminator."""
 
     def init(key: jax.Array) -> Params:
-        params = {"autoencoder": initialise(lambda rngs: VideoAutoencoder(model, rngs), key)}
+        fresh = initialise(lambda rngs: VideoAutoencoder(model, rngs), key)
+        params = {"autoencoder": with_weights(fresh, start())}
         if gan.weight:
             key = jax.random.fold_in(key, 1)
             params["discriminator"] = initialise(lambda rngs: Discriminator(gan, rngs), key)

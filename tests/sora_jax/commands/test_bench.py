@@ -60,7 +60,7 @@ def test_packing_and_loader_of_the_shared_clips(shared_data: Path, tmp_path: Pat
     command = f"bench loader --data {tmp_path / 'data'} --crop 5x64x64 --batch_rows 2 --steps 2 --num_workers 0"
     assert main(command.split()) == 0
     assert last_line(capsys)["frames_per_s"] > 0
-    command = f"bench loader --data {tmp_path / 'data'} --config configs/autoencoder_droid_tiny.py --steps 1"
+    command = f"bench loader --data {tmp_path / 'data'} --config configs/autoencoder_droid.py --steps 1"
     assert main([*command.split(), "--num_workers", "0", "--config.train.batch_rows=1"]) == 0
     assert last_line(capsys)["frames_per_s"] > 0
     assert main(["bench", "loader", "--data", str(tmp_path / "data"), "--config", "configs/dit_quickstart.py"]) == 2
@@ -194,6 +194,16 @@ def test_an_export_of_ours_is_measured_alone(tmp_path, capsys) -> None:
     assert main([*command, *memory]) == 0
     short, long = last_line(capsys)["decoded"]
     assert (short["frames"], long["frames"]) == (13, 49) and 0 < short["peak_mib"] <= long["peak_mib"]
+    assert main([*command, "--stream_frames", "17"]) == 0
+    (streamed,) = last_line(capsys)["streamed"]
+    assert streamed["frames"] == 17 and streamed["peak_mib"] > 50
+    assert main([*command, "--chunks", "1", "2", "--lengths", "1", "5", "13"]) == 0
+    exact = last_line(capsys)
+    assert [(row["chunk_latents"], row["frames"]) for row in exact["lengths"]] == [
+        (n, t) for n in (1, 2) for t in (1, 5, 13)
+    ]
+    assert exact["largest_difference"].keys() == {"1", "2"}
+    assert all(0 <= worst < 1e-5 for of in exact["largest_difference"].values() for worst in of.values())
     assert main([*command, "--decode_seconds", "2", "1"]) == 2
     assert "durations must be above 0 and rise" in capsys.readouterr().err
     assert main([*command, "--frames", "5", "--pytorch"]) == 2
@@ -206,3 +216,32 @@ def test_an_export_of_ours_is_measured_alone(tmp_path, capsys) -> None:
 def test_an_autoencoder_that_cannot_be_measured_is_one_line(options, capsys) -> None:
     assert main(["bench", "autoencoder", *options.split()]) == 2
     assert "is 0, but must be at least 1" in capsys.readouterr().err
+
+
+CROPS = """
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(path="absent", crops=((5, 16, 16), (1, 16, 24)), weights=(0.75, 0.25))
+    config.model = dict(latent_channels=4, stages=(dict(space=2, time=4, width=8, num_blocks=1),))
+    config.optim = dict(optimizer="adamw")
+    config.train = dict(task="autoencoder", batch_rows=8)
+    return config
+"""
+
+
+def test_mixed_crops_are_measured_against_padding(tmp_path, capsys) -> None:
+    (tmp_path / "crops.py").write_text(CROPS)
+    command = ["bench", "crops", "--config", str(tmp_path / "crops.py"), "--steps", "1", "--rounds", "1"]
+    assert main(command) == 0
+    result = last_line(capsys)
+    assert [(row["crop"], row["share"]) for row in result["shapes"]] == [([5, 16, 16], 0.75), ([1, 16, 24], 0.25)]
+    padded = result["padded"]
+    assert padded["crop"] == [5, 16, 24]
+    teach = (0.75 * 5 * 16 * 16 + 0.25 * 16 * 24) / (5 * 16 * 24)
+    assert padded["share_of_pixels_that_teach"] == pytest.approx(teach)
+    assert result["buckets"]["compile_s"] == pytest.approx(sum(row["compile_s"] for row in result["shapes"]))
+    assert main([*command, "--config.data.crops=((5,16,16),)", "--config.data.weights=(1.0,)"]) == 2
+    assert "has only one crop, (5, 16, 16)" in capsys.readouterr().err

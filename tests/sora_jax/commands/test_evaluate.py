@@ -101,6 +101,18 @@ def test_reconstruction_is_measured(world, capsys):
     assert tiled["psnr_db"] == pytest.approx(found["psnr_db"], abs=0.05)
 
 
+def test_another_autoencoder_is_measured_on_the_same_frames(world, shared_data, capsys):
+    """Published weights of real pictures are better than random ones by far, and code frames that ours does not."""
+    taef2, out = world / "taef2", world / "beside.json"
+    _run(capsys, "checkpoint", "import-autoencoder", "--file", shared_data / "weights", "--out", taef2)
+    words = ("--real", world / "clips", "--num_real", 2, "--out", out)
+    one_way = ("--autoencoder", world / "autoencoder", "--beside", taef2)
+    found = _run(capsys, "evaluate", "--metric", "reconstruction", *words, *one_way)
+    beside, clips = found["beside"][str(taef2)], json.loads(out.read_text())["clips"]
+    assert beside["num_clips"] == 2 and beside["psnr_db"] > found["reconstruction"]["psnr_db"] + 10
+    assert np.mean([clip["beside"][str(taef2)]["psnr_db"] for clip in clips]) == pytest.approx(beside["psnr_db"])
+
+
 def test_reconstruction_is_measured_by_lpips_too(world, shared_data, capsys):
     """The backbone is too coarse for no picture of this world: 32 pixels a side and 24."""
     words = ("--real", world / "clips", "--autoencoder", world / "autoencoder", "--num_real", 2)
@@ -121,6 +133,7 @@ def test_reconstruction_is_measured_by_lpips_too(world, shared_data, capsys):
         ("--metric reconstruction --autoencoder {w}/autoencoder --real {w}/clips --lpips {w}", "holds no lpips_"),
         ("--metric reconstruction --autoencoder {w}/autoencoder --real {w}/clips --tile 20", "--tile is 20"),
         ("--metric probes --generated {w}/samples --real {w}/clips --num_real 0", "--num_real is 0"),
+        ("--metric reconstruction --autoencoder {w}/autoencoder --beside {w} --real {w}/clips", "autoencoder.json"),
     ],
 )
 def test_bad_input_is_one_clear_line(world, capsys, words, message):

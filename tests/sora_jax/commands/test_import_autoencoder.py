@@ -109,6 +109,17 @@ def test_latents_of_another_published_autoencoder_are_refused(world, tmp_path, c
     assert "holds another autoencoder" in capsys.readouterr().err
 
 
+def test_a_mesh_that_does_not_fit_is_an_error(world, tmp_path, capsys):
+    words = encode(world / "wan", world)[:-4]
+    for mesh, says in (
+        ("data=8", "--batch_size 4 does not divide over the 8 devices"),
+        ("data=3", "set --mesh so that its sizes multiply to 8"),
+        ("data", "such as data=2,context=4"),
+    ):
+        assert run(*words, "--out", tmp_path / "latents", "--batch_size", 4, "--mesh", mesh) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_the_import_says_what_it_read_and_does_not_mind_a_second_time(world, capsys):
     again = ("checkpoint", "import-autoencoder", "--file", world / "vae", "--out", world / "wan")
     assert run(*again) == 0

@@ -9,7 +9,18 @@ from PIL import Image
 from data_pipeline.errors import UserError
 from sora_jax.evaluation.figures import comparison_sheet
 from sora_jax.evaluation.latent_health import LatentHealth, draw_health
-from sora_jax.evaluation.reconstruction import MAX_PSNR_DB, flicker, psnr_db, reconstruct, ssim, to_legal
+from sora_jax.evaluation.reconstruction import (
+    MAX_PSNR_DB,
+    Reconstruction,
+    flicker,
+    means,
+    psnr_db,
+    reconstruct,
+    reconstruct_same,
+    scores,
+    ssim,
+    to_legal,
+)
 from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, Stage, VideoAutoencoder
 from sora_jax.models.codec import Codec
 from sora_jax.models.layers import initialise
@@ -70,6 +81,22 @@ def test_legal_shapes(shape, legal):
 def test_a_clip_smaller_than_a_latent_is_an_error():
     with pytest.raises(UserError, match="7x16"):
         to_legal(_video(1, 16, 7), 4, 8)
+
+
+def test_frames_that_another_autoencoder_leaves_out_are_an_error():
+    config = AutoencoderConfig(latent_channels=4, patch_size=8, stages=(Stage(2, 2, 8, 1),))
+    params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
+    codec, clip = Codec(config, params, np.zeros(4, np.float32), np.ones(4, np.float32)), _video(2, 16, 24)
+    with pytest.raises(UserError, match="coarse codes only 1 frames of 16x16 of the 2 frames of 24x16"):
+        reconstruct_same(codec, [Reconstruction(clip, clip)], "coarse")
+
+
+def test_means_leave_out_what_a_single_frame_has_not():
+    clip, image = _video(3, 16, 16), _video(1, 16, 16)
+    rows = scores([Reconstruction(clip, clip), Reconstruction(image, image)], None)
+    assert rows[1]["flicker"] is None
+    expected = {"num_clips": 2, "psnr_db": MAX_PSNR_DB, "ssim": 1.0, "flicker": 0.0, "psnr_db_deviation": 0.0}
+    assert means(rows) == pytest.approx(expected)
 
 
 def test_reconstruction_keeps_the_order_of_mixed_shapes():

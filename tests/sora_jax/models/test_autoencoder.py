@@ -10,6 +10,7 @@ from data_pipeline.errors import UserError
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
 from sora_jax.models.codec import Codec, apply
 from sora_jax.models.layers import initialise
+from sora_jax.parallel import make_mesh
 
 CONFIG = AutoencoderConfig(latent_channels=4, stages=(Stage(1, 1, 8, 1), Stage(2, 2, 8, 1), Stage(1, 2, 12, 1)))
 
@@ -121,6 +122,30 @@ def test_frames_come_before_the_next_piece_is_asked_for(codec):
     for frames in codec.decode_stream(pieces()):
         shown += frames.shape[1]
     assert asked == [0, 17, 25] and shown == 33
+
+
+def test_frames_in_pieces_are_one_stream(codec):
+    frames = np.random.default_rng(4).integers(0, 256, (1, 33, 16, 24, 3), np.uint8)
+    whole = codec.posterior(frames)
+    for sizes in ((17, 16), (1, 4, 28)):
+        pieces = np.split(frames, np.cumsum(sizes)[:-1], axis=1)
+        parts = list(codec.encode_stream(iter(pieces)))
+        assert max(part.mean.shape[1] for part in parts) <= 5  # 1 + 4 latents: a chunk, whatever the piece
+        for made, expected in zip(zip(*parts, strict=True), whole, strict=True):
+            np.testing.assert_allclose(np.concatenate(made, axis=1), expected, atol=1e-5)
+    with pytest.raises(UserError, match=r"15 frames, but it must have 4 n"):
+        list(codec.encode_stream([frames[:, :17], frames[:, 17:32]]))
+
+
+def test_several_devices_code_what_one_does(codec):
+    """Clips over `data`, rows of pixels over `context`; the second chunk takes the first one's cache from the mesh."""
+    frames = np.random.default_rng(5).integers(0, 256, (2, 25, 16, 24, 3), np.uint8)
+    mesh = make_mesh({"data": 2, "context": 2}, jax.devices()[:4])
+    spread, alone = codec.on_mesh(mesh).posterior(frames), codec.posterior(frames)
+    for made, expected in zip(spread, alone, strict=True):
+        np.testing.assert_allclose(made, expected, atol=1e-5)
+    difference = codec.on_mesh(mesh).decode(alone.mean).astype(int) - codec.decode(alone.mean)
+    assert np.abs(difference).max() <= 1  # rounded to 8 bits
 
 
 COMPRESSIONS = [  # time, space, channels, and how the network gets there
