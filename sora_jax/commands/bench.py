@@ -12,6 +12,7 @@ from typing import Any
 BENCHES = {
     "train": "a training step of a config on random rows: tokens/s, MFU, bytes, and PyTorch beside it",
     "sample": "sampling with a config or a run: seconds a sample and a solver step, tokens/s, compilation",
+    "solvers": "how near each solver comes to 1000 Euler steps, by network calls, with a trained run",
     "attention": "attention within 1, 4 and 16 segments of a row: whether its time follows the sum of squares",
     "autoencoder": "frames a second of encoding and decoding, and of the same network in PyTorch",
     "crops": "an autoencoder's mixed shapes: a program for each, against one padded to the largest",

@@ -16,6 +16,9 @@ from sora_jax.generation.bulk import Bulk, sample_in_bulk
 from sora_jax.generation.files import ENDINGS, NAMES, check_file, read_prompts
 from sora_jax.generation.manifest import forget
 from sora_jax.generation.options import SampleOptions, changed
+from sora_jax.parallel import parse_mesh
+from sora_jax.training.compile_cache import HELP as COMPILE_CACHE_HELP
+from sora_jax.training.compile_cache import use_compile_cache
 from sora_jax.training.distributed import barrier, is_leader, joined
 
 
@@ -43,6 +46,10 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, default=0, help="local devices that sample; 0: all")
     parser.add_argument("--format", choices=ENDINGS, help="file ending inside a folder (default: mp4; png for images)")
     parser.add_argument("--rows_per_batch", type=int, default=8, help="packed rows that are sampled at once")
+    parser.add_argument(
+        "--mesh", help="axes and sizes, as in training: data=2,context=4 (default: rows on each device)"
+    )
+    parser.add_argument("--compile_cache", metavar="DIR", help=COMPILE_CACHE_HELP)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +94,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = read_options(args, is_image=args.image_only or ending == "png")
     if args.rows_per_batch < 1:
         raise UserError(f"--rows_per_batch is {args.rows_per_batch}, but must be at least 1")
+    use_compile_cache(args.compile_cache)
     if not is_folder:
         return _one_file(args, options)
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)
@@ -129,7 +137,13 @@ def _folder(args: argparse.Namespace, options: SampleOptions, prompts: tuple[str
 
 def _load(args: argparse.Namespace) -> Generator:
     return Generator.from_run(
-        args.run, args.step, ema=not args.raw, latents=args.latents, text_encoder=args.text_encoder, tile=args.tile
+        args.run,
+        args.step,
+        ema=not args.raw,
+        latents=args.latents,
+        text_encoder=args.text_encoder,
+        tile=args.tile,
+        mesh=None if args.mesh is None else parse_mesh(args.mesh),
     )
 
 

@@ -20,6 +20,8 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipeline.errors import UserError
 from sora_jax.config import OptimConfig, TrainConfig, choose
+from sora_jax.training.compile_cache import HELP as COMPILE_CACHE_HELP
+from sora_jax.training.compile_cache import use_compile_cache
 
 OBJECTIVES = {"autoencoder": "sora_jax.objectives.autoencoder", "diffusion": "sora_jax.objectives.diffusion"}
 """`config.train.task` -> the module whose `prepare(config)` makes the task and its data."""
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="the run directory: made, or continued")
     parser.add_argument("--from_step", type=int, metavar="STEP", help="continue from this checkpoint, not the newest")
     parser.add_argument("--init_from", metavar="RUN[@step]", help="start from this run's parameters and EMA")
+    parser.add_argument("--compile_cache", metavar="DIR", help=COMPILE_CACHE_HELP)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from sora_jax.training.ledger import process_started
     from sora_jax.training.loop import train
 
+    use_compile_cache(args.compile_cache)
     with joined():
         prepared = importlib.import_module(module_name).prepare(config)
         return train(prepared, args.workdir, started=process_started(), from_step=args.from_step)

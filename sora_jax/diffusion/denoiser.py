@@ -16,6 +16,7 @@ from data_pipeline.packing import GROUPS_PER_SEGMENT
 from sora_jax.diffusion import flow, samplers
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.guidance import Guidance, Kind, guided
+from sora_jax.diffusion.samplers import MAX_STEPS
 from sora_jax.models.dit import Dit, DitConfig
 from sora_jax.models.layers import DTYPES, definition
 from sora_jax.models.t5 import T5Config, t5_definition
@@ -41,8 +42,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         low, high = self.guidance_interval
-        if self.num_steps < 1:
-            raise UserError(f"steps is {self.num_steps}, but must be at least 1")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise UserError(f"steps is {self.num_steps}, but must be at least 1, and at most {MAX_STEPS}")
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance is {self.guidance}, but must be a finite number; 1 is none")
         if not 0.0 <= low < high <= 1.0:
@@ -108,6 +109,7 @@ def sample_rows(
     shift: float | jax.Array,
     empty_text_id: int | jax.Array,
     starts: Float[Array, "B G"] | None = None,
+    steps: int | jax.Array | None = None,
     *,
     num_steps: int,
     solver: str,
@@ -116,8 +118,9 @@ def sample_rows(
     """Tokens at t = 0 for every row of `batch`, whose known tokens keep their values, bitwise.
 
     The others start from `noise`, or where `starts` has a time below 1 for their segment, from `batch`'s tokens with
-    as much noise. `kind` is `kind_of(guidance)`. With guidance a step runs conditional and unconditional rows as one
-    batch of 2B.
+    as much noise. The program makes `num_steps` steps, or any number `steps` up to that: so one serves them all, as it
+    serves all numbers of guidance, of which `kind` is the `kind_of`. With guidance a step runs conditional and
+    unconditional rows as one batch of 2B.
     """
     start = constrain(begin(batch, noise, starts), "row", "token", None)
     with_prompt = {k: v for k, v in batch.items() if k in NETWORK_INPUTS}
@@ -136,8 +139,9 @@ def sample_rows(
 
     ids = batch["noise_group_ids"]
     velocity = guided(conditional, pair, guidance, kind, batch["segment_ids"], ids)
-    times = samplers.schedule(num_steps, batch["sample_tokens"], cfg.reference_tokens, shift, starts)
-    return samplers.solve(velocity, start, times, ids, solver)
+    sizes, room = batch["sample_tokens"], None if steps is None else num_steps
+    times = samplers.schedule(num_steps if room is None else steps, sizes, cfg.reference_tokens, shift, starts, room)
+    return samplers.solve(velocity, start, times, ids, solver, steps)
 
 
 def paired(first: Any, second: Any) -> Any:

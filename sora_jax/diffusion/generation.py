@@ -3,6 +3,7 @@
 A sample's noise depends on its seed alone, so a result does not change with what else is in its row or batch.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -23,8 +24,10 @@ from sora_jax.diffusion.denoiser import NEGATIVE, SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.guidance import kind_of
 from sora_jax.diffusion.prompting import Canvas
+from sora_jax.diffusion.samplers import MAX_STEPS
 from sora_jax.models.codec import Codec, load_codec
 from sora_jax.models.dit import DitConfig
+from sora_jax.parallel import CONTEXT, batch_shardings, num_row_shards
 from sora_jax.types import Frozen
 
 logger = logging.getLogger(__name__)
@@ -72,6 +75,8 @@ class PackedSampler:
     layout: RowLayout
     codec: Codec
     tokenizer: Tokenizer
+    mesh: Mesh | None = None
+    """Where rows (`data`, `fsdp`) and their tokens (`context`) are spread, as in training, and the parameters lie."""
 
     def generate(
         self,
@@ -109,6 +114,7 @@ class PackedSampler:
         for rows in batches:
             # A single compilation needs a single shape; the first batch is the fullest.
             num_rows = rows_per_batch if same_rows else len(batches[0])
+            num_rows = _multiple(num_rows, 1 if self.mesh is None else num_row_shards(self.mesh))
             yield from sampler._sample_batch(params, frozen, requests, rows, num_rows, sampling)
 
     def decode(self, pieces: Iterable[Float[np.ndarray, "_F H W C"]]) -> Iterator[UInt8[np.ndarray, "T Y X 3"]]:
@@ -152,8 +158,11 @@ class PackedSampler:
             logger.warning(
                 "sampling %d video tokens in one piece; training rows held %d: expect less", tokens, trained.row_tokens
             )
+        parts = 1 if self.mesh is None else self.mesh.shape[CONTEXT]
         layout = dataclasses.replace(
-            trained, row_tokens=max(tokens, trained.row_tokens), row_text=max(text, trained.row_text)
+            trained,
+            row_tokens=_multiple(max(tokens, trained.row_tokens), parts),
+            row_text=max(text, trained.row_text),
         )
         return dataclasses.replace(self, layout=layout)
 
@@ -287,22 +296,32 @@ class PackedSampler:
             joined = np.concatenate(values)
             noise[row, : len(joined)] = joined
             starts[row, : len(requests)] = [1.0 if r.canvas is None else r.canvas.strength for r in requests]
-        tokens = sample_rows(
-            self.config.model,
-            self.config.flow,
-            params,
-            frozen,
-            {k: jnp.asarray(v) for k, v in batch.items()},
-            jnp.asarray(noise),
-            sampling.numbers,
-            sampling.shift,
-            self.tokenizer.eos_id,
-            jnp.asarray(starts),
-            num_steps=sampling.num_steps,
-            solver=sampling.solver,
-            kind=kind_of(sampling.numbers),
-        )
+        arrays: dict[str, Any] = {**batch, "noise": noise, "starts": starts}
+        shardings = None if self.mesh is None else batch_shardings(arrays, self.mesh)
+        arrays = jax.device_put(arrays, shardings)
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            tokens = sample_rows(
+                self.config.model,
+                self.config.flow,
+                params,
+                frozen,
+                {name: arrays[name] for name in batch},
+                arrays["noise"],
+                sampling.numbers,
+                sampling.shift,
+                self.tokenizer.eos_id,
+                arrays["starts"],
+                sampling.num_steps,
+                num_steps=MAX_STEPS,
+                solver=sampling.solver,
+                kind=kind_of(sampling.numbers),
+            )
         return np.asarray(tokens)
+
+
+def _multiple(number: int, of: int) -> int:
+    """The least multiple of `of` from `number` on."""
+    return -(-number // of) * of
 
 
 def _noise(seed: int, num_tokens: int, patch_values: int) -> Float[np.ndarray, "n P"]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sora_jax.diffusion import flow, multistep
 from sora_jax.diffusion.multistep import State, VelocityFn, Window, per_token
@@ -30,20 +30,27 @@ class Solver(NamedTuple):
     memories: int = 0
 
 
+MAX_STEPS = 1000
+"""A compiled program has room for so many times: it then takes any number of steps."""
+
+
 def schedule(
-    num_steps: int,
+    num_steps: int | jax.Array,
     sample_tokens: Int[Array, "B G"],
     reference_tokens: int,
     shift: float | jax.Array = 0.0,
     starts: Float[Array, "B G"] | None = None,
+    room: int | None = None,
 ) -> Float[Array, "num_times B K"]:
     """Uniform times from 1 to 0, shifted towards noise by each sample's number of tokens (`flow.shift`), or all by the
     factor `shift` if that is above 0; known groups stay at 0. A sample whose time `starts` below 1 takes the part of
-    this way from there on, in as many steps."""
+    this way from there on, in as many steps. With `room` for more steps the last time, 0, is repeated."""
     factor = jnp.where(shift > 0, shift, flow.shift_factor(sample_tokens, reference_tokens))
     first = 1.0 if starts is None else flow.shift_by(starts, 1.0 / factor)
-    noisy = flow.shift_by(jnp.linspace(1.0, 0.0, num_steps + 1)[:, None, None] * first, factor)
-    return jnp.stack([noisy, jnp.zeros_like(noisy)], axis=-1).reshape(num_steps + 1, sample_tokens.shape[0], -1)
+    step = jnp.arange(1 + (num_steps if room is None else room))
+    uniform = jnp.where(step < num_steps, 1.0 - step / num_steps, 0.0)
+    noisy = flow.shift_by(uniform[:, None, None] * first, factor)
+    return jnp.stack([noisy, jnp.zeros_like(noisy)], axis=-1).reshape(len(step), sample_tokens.shape[0], -1)
 
 
 def solve(
@@ -52,21 +59,23 @@ def solve(
     times: Float[Array, "num_times B K"],
     noise_group_ids: Int[Array, "B L"],
     solver: str,
+    num_steps: int | jax.Array | None = None,
 ) -> Float[Array, "B L P"]:
     """Samples at t = 0. Tokens whose group's times never change keep the values that `noise` holds for them, bitwise.
 
-    A step's window is (t_{i-2}, t_{i-1}, t_i, t_{i+1}); what would lie before the start is the start itself.
+    A step's window is (t_{i-2}, t_{i-1}, t_i, t_{i+1}); what would lie before the start is the start itself. All times
+    are gone through, or the first `num_steps`, a number that a compiled program may take as an argument.
     """
     method = SOLVERS[solver]
-    still = _is_still(times, noise_group_ids)
+    still = per_token(jnp.all(times == times[0], axis=0), noise_group_ids)
 
-    def body(state: State, window: Window) -> tuple[State, None]:
-        x, *memory = method.step(velocity, state, window, noise_group_ids)
-        return (jnp.where(still, noise, x), *memory), None
+    def advance(i: jax.Array, state: State) -> State:
+        older, before, now, after = (times[jnp.maximum(i + offset, 0)] for offset in (-2, -1, 0, 1))
+        x, *memory = method.step(velocity, state, (older, before, now, after), noise_group_ids)
+        return jnp.where(still, noise, x), *memory
 
-    padded = jnp.concatenate([times[:1], times[:1], times])
-    windows = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
-    return jax.lax.scan(body, (noise,) * (1 + method.memories), windows)[0][0]
+    num_steps = len(times) - 1 if num_steps is None else num_steps
+    return jax.lax.fori_loop(0, num_steps, advance, (noise,) * (1 + method.memories))[0]
 
 
 def euler(velocity: VelocityFn, state: State, window: Window, ids: jax.Array) -> State:
@@ -97,7 +106,3 @@ SOLVERS: dict[str, Solver] = {
     "dpm++": Solver(multistep.dpm_solver_pp, evaluations=1, memories=1),
     "unipc": Solver(multistep.unipc, evaluations=1, memories=3),
 }
-
-
-def _is_still(times: Float[Array, "num_times B K"], ids: Int[Array, "B L"]) -> Bool[Array, "B L 1"]:
-    return per_token(jnp.all(times == times[0], axis=0), ids)

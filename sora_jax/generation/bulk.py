@@ -138,6 +138,9 @@ def _make_group(
 
 
 def _replicas(generator: Generator, devices: Sequence[jax.Device]) -> list[tuple[jax.Device, Generator]]:
+    """The generator on each device alone; one that is spread over a mesh works as a whole."""
+    if generator.run.sampler.mesh is not None:
+        return [(devices[0], generator)]
     return [(device, Generator(generator.run.on(device))) for device in devices]
 
 

@@ -1,11 +1,13 @@
 """A trained run as something that samples: its generator, parameters, frozen networks, and what these are."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
@@ -15,6 +17,7 @@ from sora_jax.diffusion.generation import DiffusionConfig, PackedSampler, Previe
 from sora_jax.generation.manifest import digest
 from sora_jax.models.codec import load_codec
 from sora_jax.objectives.diffusion import load_text_encoder, model_config, stream_config
+from sora_jax.parallel import make_mesh, state_shardings
 from sora_jax.training.checkpoint import LoadedRun, find_checkpoint, load_params
 from sora_jax.training.manifest import read_manifest
 from sora_jax.types import Frozen
@@ -50,13 +53,17 @@ def load_run(
     latents: Path | None = None,
     text_encoder: Path | None = None,
     tile: int | None = None,
+    mesh: Mapping[str, int] | None = None,
 ) -> TrainedRun:
     """The run in `run` at its newest checkpoint, or at `step`. `latents` and `text_encoder` say where these are, if
     they have moved since training; frames are decoded in tiles of `tile` pixels, 0: whole, None: as memory asks for.
+    `mesh` names axes and their sizes, as `config.train.mesh` does, for this process's devices; without one everything
+    is on the first.
 
     Raises UserError for a run of another kind, and for an autoencoder, tokenizer or text encoder of another run.
     """
-    loaded = load_params(run, step, ema=ema)
+    devices = None if mesh is None else make_mesh(mesh, jax.local_devices(), "--mesh")
+    loaded = load_params(run, step, ema=ema, mesh=devices)
     if "dit" not in loaded.params:
         raise UserError(f"{run} is no generator's run: it trained {', '.join(loaded.params)}")
     latents = latents or Path(loaded.config["data"]["path"])
@@ -76,9 +83,9 @@ def load_run(
     model = model_config(described, layout.patch_values, tokenizer.vocab_size)
     flow = build_config(FlowConfig, loaded.config.get("flow", {}), "config.flow")
     return TrainedRun(
-        PackedSampler(DiffusionConfig(model, flow), layout, codec.in_tiles(tile or 0), tokenizer),
+        PackedSampler(DiffusionConfig(model, flow), layout, codec.in_tiles(tile or 0), tokenizer, devices),
         loaded.params["dit"],
-        load_frozen(described, tokenizer, latents, loaded.fingerprints),
+        load_frozen(described, tokenizer, latents, loaded.fingerprints, devices),
         build_config(PreviewConfig, loaded.config.get("preview", {}), "config.preview"),
         loaded.step,
         {"step": loaded.step, "ema": ema, **_digests(run, loaded), "tile": tile},
@@ -95,7 +102,9 @@ def _digests(run: Path, loaded: LoadedRun) -> dict[str, str]:
     return {"checkpoint": "unverified" if files is None else digest(files), **beside}
 
 
-def load_frozen(model: dict[str, Any], tokenizer: Tokenizer, latents: Path, fingerprints: dict[str, str]) -> Frozen:
+def load_frozen(
+    model: dict[str, Any], tokenizer: Tokenizer, latents: Path, fingerprints: dict[str, str], mesh: Mesh | None
+) -> Frozen:
     """The frozen text encoder of `config.model`, if it has one, on the devices. Raises UserError for another one."""
     encoder = load_text_encoder(model, tokenizer, latents)
     if encoder is None:
@@ -106,4 +115,5 @@ def load_frozen(model: dict[str, Any], tokenizer: Tokenizer, latents: Path, fing
             f"{model['text_encoder']['path']} holds text encoder {encoder.fingerprint[:12]}, but the run was trained "
             f"with {expected[:12]}; say where that is with --text_encoder"
         )
-    return jax.device_put({"text_encoder": encoder.params})
+    frozen = {"text_encoder": encoder.params}
+    return jax.device_put(frozen, None if mesh is None else state_shardings(frozen, mesh))

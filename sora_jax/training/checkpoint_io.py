@@ -11,7 +11,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import UserError
-from sora_jax.parallel import path_of
+from sora_jax.parallel import path_of, state_shardings
 from sora_jax.training.manifest import FORMAT, damage, find_verified
 from sora_jax.training.step import TrainState
 from sora_jax.training.step_folders import discard_save
@@ -102,17 +102,19 @@ class LoadedRun:
 
 
 def load_params(
-    run_dir: str | Path, step: int | None = None, *, ema: bool = True, sharding: jax.sharding.Sharding | None = None
+    run_dir: str | Path, step: int | None = None, *, ema: bool = True, mesh: jax.sharding.Mesh | None = None
 ) -> LoadedRun:
-    """The EMA (or raw) parameters of a run, all on the first device unless `sharding` says otherwise.
+    """The EMA (or raw) parameters of a run, on the first device, or spread over `mesh` as training spreads them.
 
     Raises UserError for a run without a committed checkpoint, or a damaged one.
     """
     path = find_verified(run_dir, step)
     metadata = read_metadata(path)
     part = "ema" if ema else "params"
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda x: x.update(sharding=sharding), saved_shapes(path, part))
+    shapes = saved_shapes(path, part)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: one, shapes) if mesh is None else state_shardings(shapes, mesh)
+    shapes = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, shardings)
     params = load_parts(path, {part: shapes})[part]
     return LoadedRun(params, int(path.name), dict(metadata["config"]), dict(metadata["fingerprints"]))
 

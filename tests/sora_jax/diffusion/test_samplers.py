@@ -210,3 +210,17 @@ def test_a_schedule_is_exact_at_its_ends_and_shifted_by_size_or_by_factor():
     np.testing.assert_allclose(times[2, 0, ::2], [0.5, 2 / 3], atol=1e-6)  # a = 2: 2·½ / (1 + ½)
     by_factor = schedule(4, jnp.asarray([[100, 400]]), 100, 3.0)
     np.testing.assert_allclose(by_factor[2, 0, ::2], [0.75, 0.75], atol=1e-6)
+
+
+def test_one_program_makes_any_number_of_steps():
+    """Times that it has room for, and does not reach, change nothing."""
+    noise, ids = jnp.asarray(START, jnp.float32)[None, :, None], jnp.zeros((1, 32), jnp.int32)
+
+    def solve(num_steps, room):
+        times = samplers.schedule(num_steps, jnp.asarray([[32]]), 8, room=room)
+        return samplers.solve(lambda x, t: mixture(x, t[:, :1, None]), noise, times, ids, "unipc", num_steps)
+
+    program = jax.jit(lambda num_steps: solve(num_steps, 9))
+    for num_steps in (1, 4, 9):
+        np.testing.assert_allclose(program(num_steps), solve(num_steps, None), rtol=0, atol=1e-6)
+    assert program._cache_size() == 1
