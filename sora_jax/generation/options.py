@@ -75,9 +75,10 @@ class SampleOptions(ConditionOptions):
         assert isinstance(self.size, tuple), "resolve them first"
         of_conditions = {field.name for field in dataclasses.fields(ConditionOptions)}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in of_conditions}
+        values |= {"size": "{}x{}".format(*self.size), "guidance_interval": list(self.guidance_interval)}
         files = [Path(path) for path in (*self.image, self.video, self.connect, self.mask) if path]
         digests = {"condition_sha256": {str(path): file_digest(path) for path in files}} if files else {}
-        return {**values, "size": "{}x{}".format(*self.size), **self.conditions(), **digests}
+        return {**values, **self.conditions(), **digests}
 
     def request(self) -> Request:
         """What the sampler is asked for; of resolved options."""

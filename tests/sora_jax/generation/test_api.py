@@ -57,7 +57,8 @@ def test_the_readmes_example_runs(random_run, repository, tmp_path, monkeypatch)
     code = re.search(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
     assert code
     monkeypatch.chdir(tmp_path)
-    exec(code[1].replace("runs/by_hand/dit", str(random_run)).replace("frames=9", "frames=5, steps=1"), {})
+    short = code[1].replace("runs/by_hand/dit", str(random_run)).replace("frames=9", "frames=5, steps=1")
+    exec(short.replace('"red")', '"red", steps=1)'), {})
     assert decode(tmp_path / "red.mp4")[0].shape == (5, 32, 32, 3) and decode(tmp_path / "blue.png")[0].shape[1:3] == (
         60,
         100,
