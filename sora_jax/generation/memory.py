@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 def sampling_bytes(sampler: PackedSampler, num_rows: int, sampling: SamplingConfig) -> int:
-    """At the peak of sampling `num_rows` rows at once."""
+    """On one device at the peak of sampling `num_rows` rows at once; a mesh spreads rows, tokens or heads evenly."""
     branches = 2 if sampling.guidance != 1.0 else 1
     tokens = num_rows * branches * sampler.layout.row_tokens
-    return tokens * (TOKEN_BYTES * sampler.config.model.width + 16 * sampler.layout.patch_values)
+    devices = 1 if sampler.mesh is None else sampler.mesh.size
+    return tokens * (TOKEN_BYTES * sampler.config.model.width + 16 * sampler.layout.patch_values) // devices
 
 
 def decoding_bytes(codec: Codec, num_frames: int, height: int, width: int) -> int:
