@@ -5,6 +5,7 @@
 mesh lacks, or that do not divide a dim, leave that dim whole, so that one model runs on any mesh.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,8 @@ class ShardingRules:
 
 
 RULES = ShardingRules()
+SAMPLING_RULES = dataclasses.replace(RULES, embed=(FSDP, CONTEXT))
+"""Sampling spreads one row over many devices, along `context`; weights that are whole on each of them need not be."""
 
 # The first pattern found in a parameter's path gives the dims of its trailing dimensions; leading ones (the
 # scanned `layer`) stay whole. Biases and norms match nothing and are replicated.
@@ -180,12 +183,14 @@ def _row_shards(mesh: Mesh) -> set[tuple[int, int]]:
     return {(i, d.process_index) for i, block in enumerate(blocks) for d in block}
 
 
-def spec(dims: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def spec(
+    dims: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: ShardingRules = RULES
+) -> PartitionSpec:
     """The partition of `shape`, whose trailing dims are named by `dims`."""
     names = (None,) * (len(shape) - len(dims)) + tuple(dims)
     parts: list[Any] = []
     for name, size in zip(names, shape, strict=True):
-        axes = tuple(a for a in RULES.axes(name) if mesh.shape.get(a, 1) > 1)
+        axes = tuple(a for a in rules.axes(name) if mesh.shape.get(a, 1) > 1)
         divides = axes and size % math.prod(mesh.shape[a] for a in axes) == 0
         parts.append(axes if divides else None)
     return PartitionSpec(*parts)
@@ -201,12 +206,12 @@ def path_of(keys: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def state_shardings(tree: Any, mesh: Mesh) -> Any:
+def state_shardings(tree: Any, mesh: Mesh, rules: ShardingRules = RULES) -> Any:
     """A NamedSharding for every array of a state: parameters, their EMA and moments follow the path table."""
 
     def sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         dims = parameter_dims(path_of(keys))
-        return NamedSharding(mesh, spec(dims if len(leaf.shape) >= len(dims) else (), leaf.shape, mesh))
+        return NamedSharding(mesh, spec(dims if len(leaf.shape) >= len(dims) else (), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -2,8 +2,8 @@
 
     sora-jax plan --config configs/dit_quickstart.py --topology v5e:4x4 --mesh fsdp=16 --tokens 1e12
 
-Compiles the real training step for the topology and reads the answer off the program. Exit code 2: it does not fit, and
-a remedy is named. docs/plan.md says what the numbers mean.
+Compiles the real training step for the topology (with `--sample` the real sampler: `plan_sample.py`) and reads the
+answer off the program. Exit code 2: it does not fit, and a remedy is named. docs/plan.md says what the numbers mean.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.plan_sample import add_sample_arguments, plan_sample
 from sora_jax.commands.train import load_config
 from sora_jax.planning.many import EXIT_DOES_NOT_FIT, markdown, run_plans
 from sora_jax.planning.topologies import (
@@ -41,10 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search", type=int, default=0, metavar="N", help="rank meshes, accumulation and remat; compile the best N"
     )
     parser.add_argument("--measure", action="store_true", help="run the step too, where the devices are attached")
-    parser.add_argument("--tokens", type=float, default=1e12, help="video tokens of the whole training")
+    parser.add_argument(
+        "--tokens",
+        type=float,
+        default=1e12,
+        help="video tokens of a generator's training",
+    )
     parser.add_argument("--segments", type=int, default=4, help="clips in a row, for the FLOPs of attention")
     parser.add_argument("--latent_channels", type=int, default=16, help="of the autoencoder's latents")
     parser.add_argument("--vocab_size", type=int, default=32_128, help="of the tokenizer of a trained text encoder")
+    add_sample_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,9 +61,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not (args.config and args.topology):
         raise UserError("plan needs --config FILE.py and --topology KIND:SHAPE, or --list FILE.py")
     config = load_config(args.config, args.overrides).to_dict()
-    if args.mesh:
-        config["train"]["mesh"] = parse_mesh(args.mesh)
     check_positive(args)
+    mesh = parse_mesh(args.mesh) if args.mesh else {}
+    if args.sample:
+        return plan_sample(config, mesh, find_topology(args), args)
+    if mesh:
+        config["train"]["mesh"] = mesh
     return plan(config, find_topology(args), args)
 
 
@@ -89,6 +99,7 @@ def plan(config: dict[str, Any], topology: Topology, args: argparse.Namespace) -
     from rich.console import Console
 
     from sora_jax.parallel import make_mesh
+    from sora_jax.planning.autoencoder_subject import autoencoder_subject
     from sora_jax.planning.compile import Program, compile_step
     from sora_jax.planning.measure import measure
     from sora_jax.planning.report import make_report, tables
@@ -98,10 +109,14 @@ def plan(config: dict[str, Any], topology: Topology, args: argparse.Namespace) -
     devices = describe_devices(topology)
     if args.search:
         return search(config, assumed, topology, devices, args)
-    subject = diffusion_subject(config, assumed)
+    if config["train"].get("task") == "autoencoder":
+        subject = autoencoder_subject(config)
+        budget = float(subject.train.num_steps * subject.tokens)
+    else:
+        subject, budget = diffusion_subject(config, assumed), args.tokens
     mesh = make_mesh(subject.train.mesh, devices)
     program = compile_step(subject, mesh)
-    report = make_report(subject, topology, mesh, program, args.tokens)
+    report = make_report(subject, topology, mesh, program, budget)
     if args.measure and isinstance(program, Program):
         report["measured"] = measure(subject, mesh, program)
     console = Console(stderr=True)

@@ -1,7 +1,9 @@
 """The real training step, compiled for a mesh of devices that need not exist."""
 
+import dataclasses
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +32,9 @@ class Program:
     text: str
     seconds: float
     compiled: Any
-    state: Any
-    """the shapes and shardings of the state that it takes"""
-    unread: tuple[str, ...]
+    state: Any = None
+    """of a training step: the shapes and shardings of the state that it takes"""
+    unread: tuple[str, ...] = ()
     """arrays of the batch that the step does not read, and that are no argument of the program"""
 
     @property
@@ -53,13 +55,14 @@ class DoesNotFit:
 def abstract_arguments(subject: Subject, mesh: Mesh) -> tuple[Any, Any, Any]:
     """(state, frozen networks, batch) as shapes with their shardings: what the step is called with."""
     shapes = abstract_state(subject.task, subject.train)
-    state = _sharded(shapes, state_shardings(shapes, mesh))
-    return state, _sharded(subject.task.frozen, state_shardings(subject.task.frozen, mesh)), _sharded(
+    state = with_shardings(shapes, state_shardings(shapes, mesh))
+    return state, with_shardings(subject.task.frozen, state_shardings(subject.task.frozen, mesh)), with_shardings(
         subject.batch, batch_shardings(subject.batch, mesh)
     )  # fmt: skip
 
 
-def _sharded(tree: Any, shardings: Any) -> Any:
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """Shapes that say where they lie."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
@@ -68,16 +71,23 @@ def compile_step(subject: Subject, mesh: Mesh) -> Program | DoesNotFit:
     check_rows(mesh, subject.train.batch_rows, subject.train.microbatches)
     if "segment_ids" in subject.batch:  # packed rows
         check_tokens(mesh.shape, subject.batch["segment_ids"].shape[1])
-    begun = time.perf_counter()
     with jax.set_mesh(mesh):
         arguments = abstract_arguments(subject, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, arguments[0])
-        lowered = make_train_step(subject.task, subject.train, shardings).lower(*arguments)
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            return _refusal(error)
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+        program = compile_lowered(make_train_step(subject.task, subject.train, shardings).lower(*arguments))
+    if isinstance(program, DoesNotFit):
+        return program
+    return dataclasses.replace(program, state=arguments[0], unread=unread(subject.batch, program.text))
+
+
+def compile_lowered(lowered: Any) -> Program | DoesNotFit:
+    """What `jax.jit(…).lower(…)` gave, compiled for the devices of its arguments' shardings."""
+    begun = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return _refusal(error)
+    memory = compiled.memory_analysis()
     return Program(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
@@ -85,12 +95,15 @@ def compile_step(subject: Subject, mesh: Mesh) -> Program | DoesNotFit:
         temporaries=memory.temp_size_in_bytes,
         offloaded=memory.host_temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        text=text,
+        text=compiled.as_text(),
         seconds=time.perf_counter() - begun,
         compiled=compiled,
-        state=arguments[0],
-        unread=tuple(name for name in subject.batch if not _is_argument(f"batch['{name}']", text)),
     )
+
+
+def unread(batch: Mapping[str, Any], text: str) -> tuple[str, ...]:
+    """Arrays of the argument `batch` that are none of the program's."""
+    return tuple(name for name in batch if not _is_argument(f"batch['{name}']", text))
 
 
 def _is_argument(path: str, text: str) -> bool:

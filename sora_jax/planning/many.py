@@ -44,6 +44,11 @@ def markdown(reports: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def _per_row(report: Mapping[str, Any]) -> str:
+    unit = "tokens" if "tokens_per_step" in report else "pixels"
+    return f"{report[f'{unit}_per_step'] // report['batch_rows']}{'' if unit == 'tokens' else ' pixels'}"
+
+
 def _row(report: Mapping[str, Any]) -> list[str]:
     slices = f" x {report['num_slices']}" if report.get("num_slices", 1) > 1 else ""
     name = f"`{report['config'].removeprefix('configs/')}` on {report['topology']}{slices}"
@@ -54,7 +59,7 @@ def _row(report: Mapping[str, Any]) -> list[str]:
         name,
         f"{report['parameters'] / 1e9:.2f} B + {report['frozen_parameters'] / 1e9:.2f} B frozen",
         " ".join(f"{axis}={n}" for axis, n in report["mesh"].items()),
-        f"{report['batch_rows']} x {report['tokens_per_step'] // report['batch_rows']}, {report['microbatches']} parts",
+        f"{report['batch_rows']} x {_per_row(report)}, {report['microbatches']} parts",
         f"{sizes['total'] / GiB:.1f} of {sizes['available'] / GiB:.1f}{'' if report['fits'] else ': does not fit'}",
     ]
     if "roofline" not in report:

@@ -45,7 +45,7 @@ def stored_bytes(state: Any, frozen: Any, batch: dict[str, Any], unread: tuple[s
 def estimate_temporaries(subject: Subject, mesh: Mesh, parameter_bytes: int) -> float:
     """Bytes of gradients, activations and gathered weights on one device, roughly; call it under
     `jax.set_mesh`."""
-    model, train = subject.model, subject.train
+    model, train = subject.dit, subject.train
     row_shards = math.prod(mesh.shape[axis] for axis in RULES.row)
     tokens = subject.tokens / row_shards / train.microbatches / mesh.shape[CONTEXT]
     size = DTYPES[model.dtype].dtype.itemsize
@@ -58,19 +58,20 @@ def estimate_temporaries(subject: Subject, mesh: Mesh, parameter_bytes: int) -> 
 
 def remedies(subject: Subject, mesh: Mesh) -> list[str]:
     """What makes a step smaller, the nearest change first, by the names of the options."""
-    train, model = subject.train, subject.model
+    train = subject.train
     shards = math.prod(mesh.shape[axis] for axis in RULES.row)
     found = []
     if whole := mesh.shape[DATA] * mesh.shape[REPLICA] > 1:
         found.append(f"more fsdp: --mesh {FSDP}={shards} instead of {DATA}={mesh.shape[DATA]}")
-    if model.remat not in ("full", "offload"):
-        found.append(f"--config.model.remat=full instead of {model.remat}")
+    if subject.unit == "tokens" and subject.remat not in ("full", "offload"):
+        found.append(f"--config.model.remat=full instead of {subject.remat}")
     per_shard = train.batch_rows // shards
     if per_shard > train.microbatches:
         more = next(n for n in range(train.microbatches + 1, per_shard + 1) if per_shard % n == 0)
         found.append(f"--config.train.microbatches={more} instead of {train.microbatches}")
     if not whole or not found:
-        found.append("more devices, fewer tokens a row (--config.data.row_tokens), or --mesh context=2 beside fsdp")
+        smaller = "fewer tokens a row (--config.data.row_tokens)" if subject.unit == "tokens" else "smaller crops"
+        found.append(f"more devices, {smaller}, or --mesh context=2 beside fsdp")
     return found
 
 

@@ -22,7 +22,7 @@ from sora_jax.planning.traffic import memory_traffic
 def make_report(
     subject: Subject, topology: Topology, mesh: Mesh, program: Program | DoesNotFit, budget_tokens: float
 ) -> dict[str, Any]:
-    """Everything that a plan says. An `exit_code` of 2 says that the step does not fit."""
+    """Everything that a plan says; the budget is in the subject's unit. An `exit_code` of 2: it does not fit."""
     with jax.set_mesh(mesh):
         state, frozen, batch = abstract_arguments(subject, mesh)
     stored = stored_bytes(state, frozen, batch, program.unread if isinstance(program, Program) else ())
@@ -34,11 +34,11 @@ def make_report(
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "batch_rows": subject.train.batch_rows,
         "microbatches": subject.train.microbatches,
-        "remat": subject.model.remat,
+        "remat": subject.remat,
         "mix": subject.mix,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "frozen_parameters": sum(x.size for x in jax.tree.leaves(frozen)),
-        "tokens_per_step": subject.tokens,
+        f"{subject.unit}_per_step": subject.tokens,
         "useful_flops": subject.useful_flops,
         "recomputed_flops": subject.recomputed_flops,
         "bytes": {**stored, "stored": sum(stored.values())},
@@ -81,20 +81,21 @@ def _costs(subject: Subject, topology: Topology, mesh: Mesh, program: Program, b
     tokens_per_s = subject.tokens / bound.step
     days = budget_tokens / tokens_per_s / DAY
     return {
-        "roofline": _seconds(bound) | {"memory_traffic_bytes": traffic, "unknown_loops": module.unknown_loops},
+        "roofline": seconds(bound) | {"memory_traffic_bytes": traffic, "unknown_loops": module.unknown_loops},
         "mfu_bound": round(bound.mfu, 4),
-        "tokens_per_s": round(tokens_per_s, 1),
+        f"{subject.unit}_per_s": round(tokens_per_s, 1),
         "budget": {
-            "tokens": budget_tokens,
+            subject.unit: budget_tokens,
             "days": round(days, 2),
             "device_hours": round(days * 24 * topology.num_devices, 1),
         },
         "collectives": rounded(summarise(collectives)),
-        "hidden": _hidden_share(collectives),
+        "hidden": hidden_share(collectives),
     }
 
 
-def _seconds(bound: Roofline) -> dict[str, Any]:
+def seconds(bound: Roofline) -> dict[str, Any]:
+    """A roofline as numbers."""
     return {
         "step_s": round(bound.step, 5),
         "compute_s": round(bound.compute, 5),
@@ -105,7 +106,7 @@ def _seconds(bound: Roofline) -> dict[str, Any]:
     }
 
 
-def _hidden_share(collectives: list[Collective]) -> dict[str, float]:
+def hidden_share(collectives: list[Collective]) -> dict[str, float]:
     """How many collectives of the program, and how many of the seconds on links, compute hides."""
     total = sum(c.seconds for c in collectives)
     return {
@@ -126,7 +127,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
     """Memory, time and collectives of a report, and what was measured."""
     shown = [_memory_table(report)]
     if "roofline" in report:
-        shown += [_time_table(report), _collective_table(report)]
+        shown += [_time_table(report), collective_table(report)]
     if "measured" in report:
         shown.append(_measured_table(report["measured"]))
     return shown
@@ -170,21 +171,28 @@ def _time_table(report: dict[str, Any]) -> Table:
     table = Table("least time of a step", "seconds", title=report["mix"], title_justify="left")
     table.add_row(f"compute: {report['useful_flops']:.3g} FLOPs and {report['recomputed_flops']:.3g} recomputed",
                   f"{line['compute_s']:.4f}")  # fmt: skip
-    table.add_row(f"memory: {line['memory_traffic_bytes'] / 1e9:.0f} GB", f"{line['memory_s']:.4f}")
-    for name in ("hidden", "exposed"):
-        for link, seconds in line[f"{name}_s"].items():
-            table.add_row(f"{link}, {name}", f"{seconds:.4f}")
+    add_traffic(table, line)
     table.add_section()
     table.add_row(f"step, bound by {line['bound_by']}", f"{line['step_s']:.4f}")
     table.add_row("MFU is at most", f"{report['mfu_bound']:.1%}")
-    table.add_row("tokens/s at most", f"{report['tokens_per_s']:,.0f}")
     budget = report["budget"]
-    table.add_row(f"{budget['tokens']:.3g} tokens take at least", f"{budget['days']:,.1f} days")
+    unit = next(iter(budget))
+    table.add_row(f"{unit}/s at most", f"{report[f'{unit}_per_s']:,.0f}")
+    table.add_row(f"{budget[unit]:.3g} {unit} take at least", f"{budget['days']:,.1f} days")
     table.add_row("device-hours of that", f"{budget['device_hours']:,.0f}")
     return table
 
 
-def _collective_table(report: dict[str, Any]) -> Table:
+def add_traffic(table: Table, line: dict[str, Any]) -> None:
+    """Rows for what memory and links take."""
+    table.add_row(f"memory: {line['memory_traffic_bytes'] / 1e9:.0f} GB", f"{line['memory_s']:.4f}")
+    for name in ("hidden", "exposed"):
+        for link, seconds in line[f"{name}_s"].items():
+            table.add_row(f"{link}, {name}", f"{seconds:.4f}")
+
+
+def collective_table(report: dict[str, Any]) -> Table:
+    """What is sent between devices, by mesh axes and kind."""
     share = report["hidden"]
     title = (
         f"{share['hidden']} of {share['collectives']} collectives hidden, {share['hidden_share_of_time']:.1%} of time"

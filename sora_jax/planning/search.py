@@ -58,7 +58,7 @@ def rank(config: Mapping[str, Any], assumed: Assumptions, topology: Topology, de
     first = subjects["full"]
     found, least = [], math.inf
     row_tokens = first.batch["segment_ids"].shape[1]
-    for shape in meshes(topology, first.model.num_heads):
+    for shape in meshes(topology, first.dit.num_heads):
         if row_tokens % shape.get(CONTEXT, 1):
             continue
         mesh = make_mesh(shape, devices)
@@ -98,16 +98,16 @@ def accumulations(batch_rows: int, mesh: Mesh) -> list[int]:
 def estimate_seconds(subject: Subject, mesh: Mesh, topology: Topology, parameter_bytes: int) -> tuple[float, float]:
     """(least seconds of a step, seconds of its useful FLOPs) if all traffic is hidden and only the slowest counts."""
     peak = topology.num_devices * topology.chip.peak_bf16
-    size = DTYPES[subject.model.dtype].dtype.itemsize
+    size = DTYPES[subject.dit.dtype].dtype.itemsize
     whole = parameter_bytes * mesh.shape[FSDP]
-    gathers = 2 if subject.model.remat == "none" else 3  # forward, its repetition or the backward pass, gradients
+    gathers = 2 if subject.dit.remat == "none" else 3  # forward, its repetition or the backward pass, gradients
     local = subject.tokens / math.prod(mesh.shape[axis] for axis in (*RULES.row, CONTEXT))
-    exchanges = 4 * (3 if subject.model.remat != "none" else 2) * subject.model.depth
+    exchanges = 4 * (3 if subject.dit.remat != "none" else 2) * subject.dit.depth
     sent = {
         FSDP: gathers * subject.train.microbatches * whole * size / 4 * wire_factor("reduce-scatter", mesh.shape[FSDP]),
         DATA: parameter_bytes * wire_factor("all-reduce", mesh.shape[DATA]),
         REPLICA: parameter_bytes * wire_factor("all-reduce", mesh.shape[REPLICA]),
-        CONTEXT: exchanges * local * subject.model.width * size * wire_factor("all-to-all", mesh.shape[CONTEXT]),
+        CONTEXT: exchanges * local * subject.dit.width * size * wire_factor("all-to-all", mesh.shape[CONTEXT]),
     }
     links: dict[str, float] = {}
     for axis, number in sent.items():

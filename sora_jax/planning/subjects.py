@@ -16,6 +16,7 @@ from sora_jax import flops
 from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
+from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.models.dit import DitConfig, forward_flops
 from sora_jax.objectives import diffusion
 from sora_jax.objectives.synthetic import random_frozen
@@ -37,16 +38,29 @@ class Assumptions:
 @dataclass(frozen=True)
 class Subject:
     """A task with the shapes of its global batch. FLOPs are of one step on all devices: `useful_flops` by the project's
-    convention, `recomputed_flops` what rematerialisation adds to them."""
+    convention, `recomputed_flops` what rematerialisation adds to them. `tokens` of a step are an autoencoder's pixels:
+    `unit` says which."""
 
     task: Task
     train: TrainConfig
-    model: DitConfig
+    model: DitConfig | AutoencoderConfig
     batch: dict[str, jax.ShapeDtypeStruct]
     tokens: int
     useful_flops: float
     recomputed_flops: float
     mix: str
+    unit: str = "tokens"
+
+    @property
+    def remat(self) -> str:
+        """What the backward pass finds saved; an autoencoder has everything."""
+        return getattr(self.model, "remat", "none")
+
+    @property
+    def dit(self) -> DitConfig:
+        """The model of a generator."""
+        assert isinstance(self.model, DitConfig), "only a generator's step is asked for its network's sizes"
+        return self.model
 
 
 def diffusion_subject(config: Mapping[str, Any], assumed: Assumptions) -> Subject:
@@ -54,7 +68,7 @@ def diffusion_subject(config: Mapping[str, Any], assumed: Assumptions) -> Subjec
     check_sections(config, required=("data", "model", "optim", "train"), optional=("flow", "preview"))
     train = build_config(TrainConfig, config["train"], "config.train")
     if train.task != "diffusion":
-        raise UserError(f"the config trains the task '{train.task}'; plan compiles the task diffusion")
+        raise UserError(f"the config trains the task '{train.task}', but a generator's (diffusion) is needed here")
     stream = diffusion.stream_config(config)
     with with_published_encoder(config["model"]) as described:
         patch_values = stream.layout(assumed.latent_channels).patch_values

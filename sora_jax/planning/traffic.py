@@ -6,31 +6,38 @@ that it updates in place as the update: a scanned block takes its own layer out 
 a kernel reads twice, it is counted for once.
 """
 
+import functools
+
 from sora_jax.planning.hlo import Computation, Instruction, Module, shape_bytes
 
 FREE = (
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
-    "opt-barrier", "partition-id", "replica-id", "iota",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier",
+    "partition-id", "replica-id", "iota",
 )  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
 VIEWS = ("bitcast", "copy", "reshape", "convert", "transpose")
 
 
 def memory_traffic(module: Module) -> float:
-    """Bytes that one execution reads and writes in main memory, on one device."""
-    inside = {
-        called
-        for name in module.times_run
-        for instruction in module.computations[name].instructions
-        if instruction.opcode not in ("while", "call", "conditional")
-        for called in module.called(instruction)
-    }
-    total = 0.0
-    for name, times in module.times_run.items():
-        if name not in inside:
-            computation = module.computations[name]
-            total += times * sum(_moved(module, computation, i) for i in computation.instructions)
-    return total
+    """Bytes that one execution reads and writes in main memory, on one device. Of a conditional's branches (attention's
+    tables of several widths) one runs: the one that moves most is counted."""
+
+    @functools.cache
+    def of(name: str) -> float:
+        computation, total = module.computations[name], 0.0
+        for instruction in computation.instructions:
+            called = module.called(instruction)
+            if instruction.opcode == "while":
+                total += float(module.trip_count(instruction) or 1) * sum(map(of, called))
+            elif instruction.opcode == "call":
+                total += sum(map(of, called))
+            elif instruction.opcode == "conditional":
+                total += max(map(of, called), default=0.0)
+            else:
+                total += _moved(module, computation, instruction)
+        return total
+
+    return of(module.entry)
 
 
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> float:
@@ -43,7 +50,10 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     if instruction.opcode == "fusion":
         return _moved_by_fusion(computation, instruction, module.computations[module.called(instruction)[0]])
     operands = sum(_operand_bytes(computation, instruction, i) for i in range(len(instruction.operands)))
-    return operands + shape_bytes(instruction.shape, main_memory_only=True)
+    result = shape_bytes(instruction.shape, main_memory_only=True)
+    if instruction.opcode.endswith("-start") and instruction.shape.startswith("("):
+        result = max(0.0, result - operands)  # a transfer under way is a tuple of its source and its destination
+    return operands + result
 
 
 def _moved_by_fusion(computation: Computation, fusion: Instruction, body: Computation) -> float:

@@ -52,6 +52,15 @@ def test_two_slices_are_joined_along_replica_by_the_network():
 
 
 @pytest.mark.tpu_compiler
+def test_a_clip_is_planned_on_a_tpu_slice():
+    clip = ("--size", "128x128", "--seconds", "1", "--fps", "8", "--steps", "3")
+    code, report, log = plan("--sample", "--topology", "v5e:2x4", *clip)
+    assert code == 0, log
+    assert report["fits"] and report["mesh"] == {"context": 8}
+    assert report["seconds_per_sample"] > 0 and report["roofline"]["unknown_loops"] == 0
+
+
+@pytest.mark.tpu_compiler
 def test_a_shape_that_the_compiler_does_not_know_lists_the_legal_ones():
     code, _, log = plan("--topology", "v5p:5x3x7")
     assert code == 2 and "v5p one of three" in log

@@ -130,9 +130,9 @@ def test_bad_input_is_one_line(case, capsys):
     assert len(error) == 1 and message in error[0]
 
 
-def test_the_other_tasks_configs_are_refused(repository, capsys):
+def test_only_a_generators_layouts_are_searched(repository, capsys):
     config = str(repository / "configs" / "autoencoder_quickstart.py")
-    assert main(["plan", "--config", config, "--topology", "cpu:8"]) == 2
+    assert main(["plan", "--config", config, "--topology", "cpu:8", "--search", "2"]) == 2
     assert "config" in capsys.readouterr().err
 
 
