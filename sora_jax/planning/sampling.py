@@ -1,8 +1,8 @@
 """A plan of sampling: every solver step of a batch of clips as one program, on a mesh, without a trained run.
 
 It is the program of `sample`, `sample_rows`, with the shardings of `diffusion/sharding.py`. A clip is one segment of
-one row (rows are filled up to a multiple of those that the mesh holds side by side); under guidance each row is computed
-with and without its caption.
+one row, and rows are filled up to a multiple of those that the mesh holds side by side; under guidance each row is
+computed with and without its caption.
 """
 
 import dataclasses

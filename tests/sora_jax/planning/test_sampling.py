@@ -56,7 +56,7 @@ def test_sampling_costs_forward_passes_in_proportion_to_steps_and_guidance():
 
 
 def test_parameters_and_tokens_lie_over_all_devices():
-    mesh, whole = make_mesh({"fsdp": 2, "context": 4}), make_mesh({"data": 2, "tensor": 4})
+    mesh, whole = make_mesh({"fsdp": 2, "context": 4}), make_mesh({"data": 2}, jax.devices()[:2])
     (params, _, rows), (copied, _, held) = (sampling_arguments(subject(rows=2), m) for m in (mesh, whole))
     matrices = [x for x in jax.tree.leaves(params["blocks"]) if x.ndim > 2]
     assert all(x.sharding.num_devices == 8 and not x.sharding.is_fully_replicated for x in matrices)
