@@ -23,6 +23,9 @@ LANES = 128
 BLOCK, COMPUTE = 1024, 512
 """Queries and keys of one tile, at most, and keys of one product: its float32 logits take 2 MiB of vector memory."""
 LAYOUT = splash_lib.QKVLayout.HEAD_DIM_MINOR
+MAX_BLOCKS = 512 * 512
+"""Pairs of blocks that one table lists: scalar memory is scarce (0.8 MB here). Longer rows, of more than half a million
+tokens, send their queries through the kernel in pieces."""
 NARROW = 8
 """A table of so many columns is not worth a narrower one."""
 
@@ -68,12 +71,28 @@ def in_narrowest(active: Bool[Array, "I J"], compute: Callable[[jax.Array, jax.A
         last = jnp.clip(counts - 1, 0)[:, None]  # while nothing is computed, nothing else is fetched
         fetched = jnp.take_along_axis(columns, jnp.minimum(slots, last), axis=1)
         computed = 2 * (slots < counts[:, None])  # 2: no mask but the segments'
-        # Scalar memory is scarce: half a million tokens need 512² of each.
         return compute(fetched.astype(jnp.int16), computed.astype(jnp.int8))
 
     choices = widths(active.shape[1])
     index = jnp.searchsorted(jnp.asarray(choices), jnp.max(counts))
     return jax.lax.switch(index, [functools.partial(with_width, w) for w in choices])
+
+
+def _num_pieces(q_length: int, kv_length: int, block: int) -> int:
+    """How many pieces of the queries have tables of at most MAX_BLOCKS each."""
+    per_piece = max(1, MAX_BLOCKS // -(-kv_length // block))
+    return -(-(-(-q_length // block)) // per_piece)
+
+
+def _pieces(pieces: int, block: int, *tensors: jax.Array) -> list[jax.Array]:
+    """`[B, L, …]` → `[pieces, B, l, …]`, padded; a piece is whole tiles."""
+    part = -(-tensors[0].shape[1] // (pieces * block)) * block
+    return [jnp.stack(jnp.split(_pad(x, pieces * part), pieces, axis=1)) for x in tensors]
+
+
+def _joined(x: jax.Array, length: int, axis: int) -> jax.Array:
+    """The pieces, `[pieces, …]`, one after another along `axis` of each, without what was padded."""
+    return jax.lax.slice_in_dim(jnp.concatenate(list(x), axis=axis), 0, length, axis=axis)
 
 
 def _tile(length: int, block: int) -> int:
@@ -121,6 +140,11 @@ def _options(interpret: bool) -> dict[str, Any]:
 
 
 def _forward(block: int, interpret: bool, q, k, v, q_ids, kv_ids):
+    pieces = _num_pieces(q.shape[1], k.shape[1], block)
+    if pieces > 1:
+        one = lambda piece: _forward(block, interpret, piece[0], k, v, piece[1], kv_ids)  # noqa: E731
+        out, lse = jax.lax.map(one, tuple(_pieces(pieces, block, q, q_ids)))
+        return _joined(out, q.shape[1], axis=1), _joined(lse, q.shape[1], axis=2)
     length, q_block, kv_block = q.shape[1], _tile(q.shape[1], block), _tile(k.shape[1], block)
     sizes = splash_lib.BlockSizes(q_block, kv_block, _compute_tile(kv_block))
 
@@ -151,6 +175,18 @@ def _backward(block: int, interpret: bool, q, k, v, q_ids, kv_ids, out, lse, d_o
     """Two kernels, for dq and for dk and dv: the fused one keeps a partial dq for every block of keys, 16 GiB at 65,536
     tokens of 16 heads. Splash's own vjp knows only a denominator that it computed itself; ours may be that over more
     keys than these."""
+    pieces = _num_pieces(q.shape[1], k.shape[1], block)
+    if pieces > 1:
+
+        def one(sums, piece):
+            d_q, *d_kv = _backward(block, interpret, piece[0], k, v, piece[1], kv_ids, *piece[2:])
+            return [total + x.astype(jnp.float32) for total, x in zip(sums, d_kv, strict=True)], d_q
+
+        # A padded query belongs to no segment, whatever its `lse`.
+        parts = _pieces(pieces, block, q, q_ids, out, jnp.swapaxes(lse, 1, 2), d_out)
+        parts[3] = jnp.swapaxes(parts[3], 2, 3)
+        (d_k, d_v), d_q = jax.lax.scan(one, [jnp.zeros(x.shape, jnp.float32) for x in (k, v)], parts)
+        return _joined(d_q, q.shape[1], axis=1), d_k.astype(k.dtype), d_v.astype(v.dtype)
     q_block, kv_block = _tile(q.shape[1], block), _tile(k.shape[1], block)
     options = dict(_options(interpret), q_layout=LAYOUT, k_layout=LAYOUT, v_layout=LAYOUT)
 

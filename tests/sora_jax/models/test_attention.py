@@ -78,6 +78,13 @@ def test_splash_takes_a_table_of_its_own_width_for_each_row():
     assert_equals_reference(INTERPRETED["splash"], (q, k, v, ids, ids), atol=5e-6, rtol=1e-4)
 
 
+def test_splash_sends_queries_in_pieces_where_a_table_would_be_too_large(rows, monkeypatch):
+    """8 blocks of queries by 3 of keys, at most 9 pairs in a table: three pieces, the last one shorter."""
+    monkeypatch.setattr(splash, "MAX_BLOCKS", 9)
+    assert splash._num_pieces(900, 310, 128) == 3 and splash._num_pieces(300, 310, 128) == 1
+    assert_equals_reference(INTERPRETED["splash"], rows, atol=5e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kernel", INTERPRETED)
 def test_queries_without_keys_and_padding_give_zeros_and_take_no_gradient(rows, kernel):
     """Segment 2 of the first row has no text, nor has the whole second row."""
