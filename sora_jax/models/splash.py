@@ -8,6 +8,7 @@ takes the narrowest that holds its own: the work follows the sum of squared segm
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +81,8 @@ def in_narrowest(active: Bool[Array, "I J"], compute: Callable[[jax.Array, jax.A
 
 def _num_pieces(q_length: int, kv_length: int, block: int) -> int:
     """How many pieces of the queries have tables of at most MAX_BLOCKS each."""
-    per_piece = max(1, MAX_BLOCKS // -(-kv_length // block))
-    return -(-(-(-q_length // block)) // per_piece)
+    q_blocks, kv_blocks = (math.ceil(length / block) for length in (q_length, kv_length))
+    return math.ceil(q_blocks / max(1, MAX_BLOCKS // kv_blocks))
 
 
 def _pieces(pieces: int, block: int, *tensors: jax.Array) -> list[jax.Array]:
