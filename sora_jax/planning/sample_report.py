@@ -31,8 +31,8 @@ def make_sample_report(
     report = _asked_for(subject, topology, mesh)
     report["parameters"] = sum(x.size for x in jax.tree.leaves(params))
     report["frozen_parameters"] = sum(x.size for x in jax.tree.leaves(frozen))
-    absent = unread(rows, program.text) if isinstance(program, Program) else ()
-    read = {name: x for name, x in rows.items() if name not in absent or name == "noise"}
+    absent = unread(subject.rows, program.text) if isinstance(program, Program) else ()
+    read = {name: x for name, x in rows.items() if name not in absent}
     stored = {
         name: bytes_on_device(tree) for name, tree in (("parameters", params), ("frozen", frozen), ("rows", read))
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from data_pipeline.errors import UserError
@@ -133,8 +134,9 @@ def sampling_flops(model: DitConfig, tokens: int, caption: int, sampling: Sampli
 
 
 def sampling_arguments(subject: SampleSubject, mesh: Mesh) -> tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]]:
-    """(parameters, frozen networks, rows with their noise) as shapes with their shardings."""
-    rows = {**subject.rows, "noise": subject.rows["tokens"]}
+    """(parameters, frozen networks, rows with their noise and start times) as shapes with their shardings."""
+    starts = jax.ShapeDtypeStruct(subject.rows["sample_tokens"].shape, jnp.float32)
+    rows = {**subject.rows, "noise": subject.rows["tokens"], "starts": starts}
     shardings = sampling_shardings(subject.params, subject.frozen, rows, mesh)
     return tuple(map(with_shardings, (subject.params, subject.frozen, rows), shardings))  # type: ignore[return-value]
 
@@ -143,13 +145,14 @@ def lower_sampling(subject: SampleSubject, mesh: Mesh) -> Any:
     """`sample_rows` for the mesh; `compile_lowered` compiles it."""
     with jax.set_mesh(mesh):
         params, frozen, rows = sampling_arguments(subject, mesh)
-        batch, noise = {name: x for name, x in rows.items() if name != "noise"}, rows["noise"]
+        batch, numbers = {name: rows[name] for name in subject.rows}, subject.sampling.numbers
         config, sampling = subject.config, subject.sampling
         return sample_rows.lower(
-            *(config.model, config.flow, params, frozen, batch, noise, sampling.numbers, sampling.shift, END_OF_TEXT),
+            *(config.model, config.flow, params, frozen, batch, rows["noise"], numbers, sampling.shift, END_OF_TEXT),
+            rows["starts"],
             num_steps=sampling.num_steps,
             solver=sampling.solver,
-            kind=kind_of(sampling.numbers),
+            kind=kind_of(numbers),
         )
 
 
