@@ -153,3 +153,30 @@ ENTRY %main (x: f32[8]) -> f32[8] {
     module = hlo.parse(text)
     assert [i.name for i in module.computations["main"].instructions] == ["x", "first", "second"]
     assert module.times_run == {"main": 1.0, "body": 1.0}
+
+
+def test_of_a_conditionals_branches_the_dearest_is_counted_and_a_prefetch_once():
+    """Attention's tables of several widths are branches, each with a kernel that reads whole operands: one of them runs.
+    A copy into fast memory is a tuple of its destination, its source and a flag."""
+    text = """HloModule m
+%narrow (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %k = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call"
+}
+
+%wide (q: f32[8]) -> f32[8] {
+  %q = f32[8]{0} parameter(0)
+  %table = f32[100]{0} iota(), iota_dimension=0
+  ROOT %k.1 = f32[8]{0} custom-call(%q, %table), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (i: s32[], x: f32[8], w: f32[64]) -> f32[8] {
+  %i = s32[] parameter(0)
+  %x = f32[8]{0} parameter(1)
+  %w = f32[64]{0} parameter(2)
+  %copy-start = (f32[64]{0:S(1)}, f32[64]{0}, u32[]{:S(2)}) copy-start(%w)
+  %copy-done = f32[64]{0:S(1)} copy-done(%copy-start)
+  ROOT %c = f32[8]{0} conditional(%i, %x, %x), branch_computations={%narrow, %wide}
+}
+"""
+    assert memory_traffic(hlo.parse(text)) == 4 * 64 + 4 * (8 + 100 + 8)
