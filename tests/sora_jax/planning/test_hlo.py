@@ -156,8 +156,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 def test_of_a_conditionals_branches_the_dearest_is_counted_and_a_prefetch_once():
-    """Attention's tables of several widths are branches, each with a kernel that reads whole operands: one of them runs.
-    A copy into fast memory is a tuple of its destination, its source and a flag."""
+    """Attention's tables of several widths are branches, each with a kernel that reads whole operands: one of them
+    runs. A copy into fast memory is a tuple of its destination, its source and a flag."""
     text = """HloModule m
 %narrow (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
