@@ -169,7 +169,12 @@ def encode_video(
 
 
 def _write(
-    file: io.BytesIO | io.BufferedWriter, frames: Iterable[np.ndarray], fps: float, ending: str, crf: int | None, full_chroma: bool = False
+    file: io.BytesIO | io.BufferedWriter,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    ending: str,
+    crf: int | None,
+    full_chroma: bool = False,
 ) -> int:
     """Writes the frames into an open file, which can seek, and counts them."""
     if not fps > 0:
