@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data_pipeline.errors import UserError
+from sora_jax.commands import sample_long
 from sora_jax.generation.api import Generator
 from sora_jax.generation.bulk import Bulk, sample_in_bulk
 from sora_jax.generation.files import ENDINGS, NAMES, check_file, read_prompts
@@ -24,11 +25,12 @@ from sora_jax.training.distributed import barrier, is_leader, joined
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, type=Path, help="a diffusion run, from `sora-jax train`")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", help="what to show")
     what.add_argument("--prompts", type=Path, help="a file with a prompt on each line; --out is then a folder")
     parser.add_argument("--out", required=True, type=Path, help="file ending in mp4, webm, gif or png; or a folder")
     add_options(parser)
+    sample_long.add_arguments(parser)
     add_folder_options(parser)
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters instead of their EMA")
@@ -95,6 +97,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.rows_per_batch < 1:
         raise UserError(f"--rows_per_batch is {args.rows_per_batch}, but must be at least 1")
     use_compile_cache(args.compile_cache)
+    if args.prompt is None and args.prompts is None and args.storyboard is None and args.upscale is None:
+        raise UserError("say what to show, with --prompt, --prompts or --storyboard")
+    if sample_long.is_asked(args):
+        return sample_long.run(args, options, _load(args))
     if not is_folder:
         return _one_file(args, options)
     prompts = [args.prompt] if args.prompts is None else read_prompts(args.prompts)

@@ -19,9 +19,11 @@ from data_pipeline.errors import UserError
 from data_pipeline.video_io import Frames, write_video
 from sora_jax.generation.conditioning import check_size, first_part
 from sora_jax.generation.files import check_file, describe
+from sora_jax.generation.film import Film, make_film
 from sora_jax.generation.loading import TrainedRun, load_run
 from sora_jax.generation.memory import check_fits, with_tiles
 from sora_jax.generation.options import MAX_SEED, SampleOptions, changed
+from sora_jax.generation.storyboard import read_storyboard
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,21 @@ class Generator:
     def image(self, prompt: str = "", options: SampleOptions | None = None, **changes: Any) -> Sample:
         """One image: a video of one frame."""
         return self.video(prompt, options, **{**changes, "frames": 1})
+
+    def film(
+        self,
+        prompt: str = "",
+        options: SampleOptions | None = None,
+        *,
+        storyboard: Path | str | None = None,
+        window: int = 0,
+        frames: int | None = None,
+        **changes: Any,
+    ) -> Film:
+        """A long video, made as it is written: `.film(…, frames=1440).save(path)`; see `make_film`."""
+        wanted = changed(options or SampleOptions(), prompt=prompt, **changes)
+        scenes = () if storyboard is None else read_storyboard(Path(storyboard))
+        return make_film(self.run, wanted, frames, window, scenes)
 
     def batch(
         self,
