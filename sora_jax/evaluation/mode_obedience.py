@@ -113,6 +113,8 @@ class _Maker:
         """Other colours: of the whole picture from half-way to noise, and of the object's surroundings alone."""
         (claim,) = parse_prompt(self.caption)
         others = [colour for colour in vocabulary.colours if colour != claim.colour]
+        if not others:
+            return []  # a world of one colour
         colour = others[sum(map(ord, self.caption)) % len(others)]
         prompt = self.caption.replace(claim.colour, colour)
         masked = self._around(claim, vocabulary)

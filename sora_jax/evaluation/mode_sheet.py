@@ -18,9 +18,12 @@ Row = tuple[str, str, UInt8[np.ndarray, "_ _ _ 3"], Bool[np.ndarray, " _"]]
 def draw_modes(rows: Sequence[Row], path: Path) -> None:
     """Writes the sheet as an image, the kind by the ending of `path`."""
     columns = max(min(len(frames), MOST_FRAMES) for _, _, frames, _ in rows)
-    figure = Figure(figsize=(1.2 * columns + 2.6, 1.45 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.2 * columns, 1.6 * len(rows)))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, bottom=0.01, top=1 - 0.3 / (1.6 * len(rows)), wspace=0.05, hspace=0.35
+    )
     for line, (mode, prompt, frames, known) in zip(axes, rows, strict=True):
         chosen = np.unique(np.linspace(0, len(frames) - 1, columns).round().astype(int))
         for axis in line:
@@ -31,6 +34,5 @@ def draw_modes(rows: Sequence[Row], path: Path) -> None:
                 axis.plot(
                     [0, 1], [-0.05, -0.05], color=KNOWN_COLOUR, linewidth=4, transform=axis.transAxes, clip_on=False
                 )
-        title = line[0].set_title(f"{mode}: “{prompt}”", loc="left", fontsize=9)
-        title.set_in_layout(False)  # it is wider than its column
+        line[0].set_title(f"{mode}: “{prompt}”", loc="left", fontsize=9)
     figure.savefig(path, dpi=80)
