@@ -80,7 +80,7 @@ def test_an_unknown_architecture_in_an_export_is_named(codec, tmp_path):
     header = json.loads((tmp_path / "autoencoder.json").read_text())
     assert header["architecture"] == "wan"
     (tmp_path / "autoencoder.json").write_text(json.dumps({**header, "architecture": "ltx"}))
-    with pytest.raises(UserError, match="is 'ltx', which is none of sora_jax, wan"):
+    with pytest.raises(UserError, match="is 'ltx', which is none of sora_jax, taef2, wan"):
         load_codec(tmp_path)
 
 
