@@ -20,6 +20,10 @@ PairFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """(x [B, L, P], group times [B, K]) -> conditional and unconditional velocities [B, L, P]."""
 
 
+BORDER = 1e-5
+"""Programs of other shapes round a time otherwise: without it, a sample would depend on what is packed beside it."""
+
+
 class Guidance(NamedTuple):
     """The numbers of guidance, which a compiled program takes as arguments: w, the interval of t, and φ."""
 
@@ -89,8 +93,8 @@ def guide(
 
 
 def is_within(times: Float[Array, "B K"], guidance: Guidance) -> jax.Array:
-    """Whether a group's time lies in [low, high]."""
-    return (times >= guidance.low) & (times <= guidance.high)
+    """Whether a group's time lies in [low, high]; a time computed as a border lies within, however it was rounded."""
+    return (times >= guidance.low - BORDER) & (times <= guidance.high + BORDER)
 
 
 def rescale(
