@@ -44,7 +44,8 @@ def kernel_distance(real: Features, generated: Features, seed: int = 0) -> Sprea
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    kernel = x @ y.T / x.shape[1] + 1
+    return kernel * kernel * kernel  # a power of floats takes ten times as long
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A set is a fixed list of clips with a hash over their bytes, so that a score can
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,12 @@ def _shards(directory: Path, split: str) -> MediaSet:
     shards = {(s.split, s.file): s.sha256 for s in manifest.shards}
     digest = hashlib.sha256(json.dumps(sorted((*key, sha) for key, sha in shards.items())).encode()).hexdigest()
 
+    lock = threading.Lock()  # a reader opens and closes shards as it goes; decoding is what takes the time
+
     def read(i: int, most: int | None) -> Frames:
-        return decode_record(reader.read(int(numbers[i])), most)[0]
+        with lock:
+            record = reader.read(int(numbers[i]))
+        return decode_record(record, most)[0]
 
     names = tuple(f"{split}/{number}" for number in numbers)
     return MediaSet(str(directory), names, tuple(f"{digest[:16]}:{name}" for name in names), read, {})

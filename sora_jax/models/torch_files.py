@@ -91,20 +91,6 @@ def read_scripted(path: Path) -> dict[str, np.ndarray]:
     return _read(path, scripted=True)
 
 
-def is_scripted(path: Path) -> bool:
-    """Whether a file is a TorchScript archive. Raises UserError for a file that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                return False
-            with zipfile.ZipFile(file) as archive:
-                return any(name.endswith("constants.pkl") for name in archive.namelist())
-    except OSError as error:
-        raise from_os_error(error, f"reading {path}") from error
-    except zipfile.BadZipFile:
-        return False
-
-
 def _read(path: Path, scripted: bool) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:

@@ -18,7 +18,7 @@ def test_kid_is_the_unbiased_mmd_written_out():
     expected = sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y])
     found = kernel_distance(x, y)
     assert found.mean == pytest.approx(expected, rel=1e-9) and found.deviation == pytest.approx(0, abs=1e-9)
-    assert kernel_distance(rng.standard_normal((900, 4)), rng.standard_normal((900, 4))).mean < 0.05 * expected
+    assert abs(kernel_distance(rng.standard_normal((100, 4)), rng.standard_normal((100, 4))).mean) < 0.3
     with pytest.raises(UserError, match="at least 2 samples on each side, there are 1 and 9"):
         kernel_distance(x[:1], y)
 
