@@ -34,7 +34,7 @@ def tf1(x: np.ndarray, height: int, width: int) -> np.ndarray:
     rows, columns = (
         weights(n, m, lambda i, n=n, m=m: i * n / m) for n, m in zip(x.shape[:2], (height, width), strict=True)
     )
-    return np.einsum("iy,yxc,jx->ijc", rows, x, columns)
+    return np.einsum("iy,yxc,jx->ijc", rows, x, columns, optimize=True)
 
 
 def bilinear(x: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def bilinear(x: np.ndarray, height: int, width: int) -> np.ndarray:
         lambda i, n=n, m=m: max((i + 0.5) * n / m - 0.5, 0.0) for n, m in zip(x.shape[:2], (height, width), strict=True)
     ]
     rows, columns = (weights(n, m, p) for n, m, p in zip(x.shape[:2], (height, width), places, strict=True))
-    return np.einsum("iy,yxc,jx->ijc", rows, x, columns)
+    return np.einsum("iy,yxc,jx->ijc", rows, x, columns, optimize=True)
 
 
 def antialiased(x: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def antialiased(x: np.ndarray, height: int, width: int) -> np.ndarray:
         weights(n, m, lambda i, n=n, m=m: (i + 0.5) * n / m, max(n / m, 1.0))
         for n, m in zip(x.shape[:2], (height, width), strict=True)
     ]
-    return np.einsum("iy,yxc,jx->ijc", found[0], x, found[1])
+    return np.einsum("iy,yxc,jx->ijc", found[0], x, found[1], optimize=True)
 
 
 def bicubic(x: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def bicubic(x: np.ndarray, height: int, width: int) -> np.ndarray:
         scale = length / wanted
         rows = [[kernel((j + 0.5 - (i + 0.5) * scale) / max(scale, 1.0)) for j in range(length)] for i in range(wanted)]
         found.append(np.array(rows) / np.sum(rows, 1, keepdims=True))
-    return np.einsum("iy,yxc,jx->ijc", found[0], x, found[1])
+    return np.einsum("iy,yxc,jx->ijc", found[0], x, found[1], optimize=True)
 
 
 def centre(resize, x: np.ndarray, side: int) -> np.ndarray:
