@@ -51,7 +51,7 @@ class MediaSet:
         """Evenly spread over the set, no more than `most`."""
         if most is None or len(self) <= most:
             return self
-        return self.subset(np.linspace(0, len(self) - 1, most).round().astype(int))
+        return self.subset(np.linspace(0, len(self) - 1, most).round().astype(int).tolist())
 
 
 def open_media(directory: Path, split: str) -> MediaSet:
