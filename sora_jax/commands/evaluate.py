@@ -5,13 +5,16 @@
     sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR] \
         [--beside ANOTHER]
     sora-jax evaluate --metric seams --generated SAMPLES --out seams.json
+    sora-jax evaluate --metric fvd --real CLIPS --generated SAMPLES --protocol NAME --weights FILE --out fvd.json
+    sora-jax evaluate convert-weights --kind KIND --weights FILE --out FILE.safetensors
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
 the autoencoder (the best that samples can look), and chance. `modes`: the same where a still, a clip's beginning, end
 or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `reconstruction`: PSNR,
 SSIM and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the
 weights that lie in a folder (docs/autoencoder.md); of another autoencoder on the very same frames, too. `seams`: how
-large the step is where known and new frames of a sample meet (docs/prompting.md).
+large the step is where known and new frames of a sample meet (docs/prompting.md). `fid` and `fvd`: the distance to real
+images or videos by a named protocol (docs/evaluation.md).
 """
 
 import argparse
@@ -27,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.errors import UserError, from_os_error
-from sora_jax.commands import evaluate_modes, evaluate_seams
+from sora_jax.commands import evaluate_features, evaluate_modes, evaluate_seams, evaluate_weights
 from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
 from sora_jax.evaluation.latent_health import draw_health
@@ -38,6 +41,7 @@ from sora_jax.models.lpips_weights import load_lpips
 from sora_jax.training.trained_codec import codec_to_measure
 
 NUM_EXAMPLES = 6
+NUM_REAL = 300
 LISTS = ("samples", "clips")
 """What is written to `--out` alone: a row for each video."""
 
@@ -45,10 +49,17 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `sora-jax evaluate`."""
-    parser.add_argument("--metric", required=True, choices=sorted(METRICS))
+    """Declares the options of `sora-jax evaluate`, and the verbs within it."""
+    verbs = parser.add_subparsers(dest="evaluate_verb", metavar="convert-weights", help="instead of --metric")
+    for name, module in VERBS.items():
+        child = verbs.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        module.add_arguments(child)
+        child.set_defaults(evaluate_run=module.run)
+    parser.add_argument("--metric", choices=sorted(METRICS))
     parser.add_argument("--generated", type=Path, metavar="DIR", help="what `sora-jax sample --prompts` wrote")
-    parser.add_argument("--real", type=Path, metavar="DIR", help="clip shards, from `sora-jax data build`")
+    parser.add_argument(
+        "--real", type=Path, metavar="DIR", help="clip shards, from `sora-jax data build` (fid, fvd: any folder)"
+    )
     parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="a trained autoencoder's run or export")
     parser.add_argument(
         "--beside", type=Path, metavar="RUN", action="append", default=[], help="another, on the same frames"
@@ -57,15 +68,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips", type=Path, metavar="DIR", help="the published weights of LPIPS: measures it too")
     parser.add_argument("--lpips_net", default="vgg", help="its backbone: alex, vgg or squeeze (default: %(default)s)")
     parser.add_argument("--split", default="heldout", help="which clips of --real (default: %(default)s)")
-    parser.add_argument("--num_real", type=int, default=300, help="at most this many of them (default: %(default)s)")
+    parser.add_argument(
+        "--num_real", type=int, help=f"at most this many of them (default: {NUM_REAL}; fid, fvd: the protocol's)"
+    )
     parser.add_argument("--max_frames", type=int, default=0, help="only so many frames of each of them; 0: all")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
     evaluate_modes.add_arguments(parser)
+    evaluate_features.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures, writes `--out`, and returns its numbers without the lists."""
-    if args.num_real < 1:
+    """Measures, writes `--out`, and returns its numbers without the lists; or does what a verb within says."""
+    if args.evaluate_verb:
+        return args.evaluate_run(args)
+    for name in ("metric", "out"):
+        if getattr(args, name) is None:
+            raise UserError(f"evaluate needs --{name}; `sora-jax evaluate --help` lists the metrics and the verbs")
+    if args.num_real is None and args.metric not in ("fid", "fvd"):
+        args.num_real = NUM_REAL
+    if args.num_real is not None and args.num_real < 1:
         raise UserError(f"--num_real is {args.num_real}: at least 1 real clip is needed")
     if args.real is None and args.metric != "seams":
         raise UserError(f"--metric {args.metric} needs --real DIR, clip shards from `sora-jax data build`")
@@ -139,11 +160,19 @@ def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
     return result | {"clips": clips}
 
 
+def measure_features(args: argparse.Namespace) -> dict[str, Any]:
+    """FID or FVD by a named protocol, and what belongs to it."""
+    return evaluate_features.measure(args, _progress)
+
+
+VERBS = {"convert-weights": evaluate_weights}
 METRICS = {
     "probes": measure_probes,
     "modes": evaluate_modes.measure_modes,
     "reconstruction": measure_reconstruction,
     "seams": evaluate_seams.measure,
+    "fid": measure_features,
+    "fvd": measure_features,
 }
 
 

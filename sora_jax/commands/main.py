@@ -39,7 +39,7 @@ VERBS = {
     "sweep": "train one config with a few fields changed, many times: run, status, table, plot",
     "encode": "clip shards to latent shards, with a trained autoencoder",
     "sample": "text to video or image files, from a trained run",
-    "evaluate": "measure samples by exact probes, or an autoencoder's reconstructions",
+    "evaluate": "FID and FVD by named protocols, exact probes of samples, an autoencoder's reconstructions",
     "goodput": "where the wall time of a run went, over all its starts",
     "report": "one self-contained HTML page of a run",
     "plan": "what a run will need and cost, compiled for hardware that is not there",

@@ -4,10 +4,14 @@ A `.pth` file holds a pickle that says which tensors there are, and their number
 1.6 and newer) or as one stream (older). The opcodes of that pickle are walked here by a stack machine that knows plain
 values, containers, and four names: an ordered dict, a tensor, a parameter, and a storage of numbers. Nothing is
 imported and nothing is called; any other opcode or name is an error.
+
+A TorchScript file is such an archive whose pickle describes a tree of modules, with their code as text beside it. The
+modules are taken as named collections of attributes, whatever their class; the code is not looked at.
 """
 
 import io
 import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -35,6 +39,12 @@ STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 
 VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+SCRIPTED = "__torch__"
+"""Where the classes of a TorchScript file live."""
+SCRIPTED_CALLS = {f"torch.jit._pickle build_{kind}list" for kind in ("int", "double", "bool", "tensor")} | {
+    "torch.jit._pickle restore_type_tag"
+}
+"""What gives back its first argument."""
 EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -62,28 +72,47 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _Module(NamedTuple):
+    """An object of a TorchScript file."""
+
+    attributes: dict[str, Any]
+
+
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict by name. Raises UserError for a file that is missing or holds anything else."""
+    return _read(path, scripted=False)
+
+
+def read_scripted(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a TorchScript file, named by their modules as in a state dict (`layers.conv.weight`).
+
+    Raises UserError for a file that is missing, or holds no modules with tensors.
+    """
+    return _read(path, scripted=True)
+
+
+def _read(path: Path, scripted: bool) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             if zipfile.is_zipfile(file):
-                return _read_archive(file)
+                return _read_archive(file, scripted)
+            if scripted:
+                raise ValueError("it is no zip archive")
             file.seek(0)
             return _read_stream(file)
     except OSError as error:
         raise from_os_error(error, f"reading {path}") from error
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is no PyTorch file of named tensors ({error}); download it again, or save a plain state dict"
-        ) from error
+        what, remedy = ("TorchScript file", "") if scripted else ("PyTorch file", ", or save a plain state dict")
+        raise UserError(f"{path} is no {what} of named tensors ({error}); download it again{remedy}") from error
 
 
-def _read_archive(file: io.BufferedIOBase) -> dict[str, np.ndarray]:
+def _read_archive(file: io.BufferedIOBase, scripted: bool) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         (root,) = (n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("data.pkl"))
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
-        tensors, storages = _state_dict(io.BytesIO(archive.read(f"{root}data.pkl")))
+        tensors, storages = _state_dict(io.BytesIO(archive.read(f"{root}data.pkl")), scripted)
         numbers = {}
         for key, storage in storages.items():
             size = archive.getinfo(f"{root}data/{key}").file_size
@@ -111,15 +140,26 @@ def _read_stream(file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     return {name: _view(tensor, numbers) for name, tensor in tensors.items()}
 
 
-def _state_dict(pickled: io.BufferedIOBase) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
+def _state_dict(pickled: io.BufferedIOBase, scripted: bool = False) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
     storages: dict[str, _Storage] = {}
-    found = _run(pickled, storages)
+    found = _run(pickled, storages, scripted)
+    if isinstance(found, _Module):
+        found = dict(_attributes(found, ""))
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
     tensors = {name: value for name, value in found.items() if isinstance(value, _Tensor)}
     if not tensors:
         raise ValueError("its dict holds no tensors")
     return tensors, storages
+
+
+def _attributes(module: _Module, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(full name, value) of a module's attributes and of those of the modules in it."""
+    for name, value in module.attributes.items():
+        if isinstance(value, _Module):
+            yield from _attributes(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _view(tensor: _Tensor, numbers: dict[str, np.ndarray]) -> np.ndarray:
@@ -136,8 +176,11 @@ def _view(tensor: _Tensor, numbers: dict[str, np.ndarray]) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides).copy()
 
 
-def _run(pickled: io.BufferedIOBase, storages: dict[str, _Storage]) -> Any:
-    """The value that one pickle describes; the storages that its tensors name are added to `storages`."""
+def _run(pickled: io.BufferedIOBase, storages: dict[str, _Storage], scripted: bool = False) -> Any:
+    """The value that one pickle describes; the storages that its tensors name are added to `storages`.
+
+    Only where it is `scripted` may it describe modules.
+    """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -159,6 +202,15 @@ def _run(pickled: io.BufferedIOBase, storages: dict[str, _Storage]) -> Any:
             stack.append(EMPTY[name]())
         elif name == "GLOBAL":
             stack.append(_Name(argument))
+        elif name == "NEWOBJ" and scripted:
+            _, named = stack.pop(), stack.pop()
+            stack.append(_module(named))
+        elif name == "BUILD" and isinstance(stack[-2], _Module):
+            attributes = stack.pop()
+            stack[-1].attributes.update(attributes)
+        elif name == "REDUCE" and scripted and stack[-2].name in SCRIPTED_CALLS:
+            arguments = stack.pop()
+            stack[-1] = arguments[0]
         elif name not in ("PROTO", "FRAME"):
             _combine(name, stack, marks, storages)
     raise ValueError("its pickle does not end")
@@ -186,6 +238,12 @@ def _combine(name: str, stack: list[Any], marks: list[int], storages: dict[str, 
         stack.append(_construct(named, arguments))
     else:
         raise ValueError(f"its pickle asks for {name}, which tensors do not need")
+
+
+def _module(named: _Name) -> _Module:
+    if re.split(r"[. ]", named.name)[0] != SCRIPTED:
+        raise ValueError(f"its pickle makes a {named.name.replace(' ', '.')}, which is no module of TorchScript")
+    return _Module({})
 
 
 def _take(stack: list[Any], start: int) -> list[Any]:

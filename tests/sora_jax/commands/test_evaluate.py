@@ -16,8 +16,10 @@ from data_pipeline.video_io import write_video
 from sora_jax.commands import main as cli
 from sora_jax.models.autoencoder import AutoencoderConfig, Stage, VideoAutoencoder
 from sora_jax.models.codec import Codec
+from sora_jax.models.feature_files import save_weights
 from sora_jax.models.layers import initialise
 from tests.sora_jax.generation.conftest import random_run  # noqa: F401
+from tests.sora_jax.models.thin_networks import thin_weights
 
 NUM_SAMPLES = 36
 
@@ -121,9 +123,50 @@ def test_reconstruction_is_measured_by_lpips_too(world, shared_data, capsys):
     assert 0 < found["lpips"] < 2 and found["lpips_weights"]["net"] == "squeeze"
 
 
+@pytest.fixture(scope="module")
+def networks(world):
+    """Converted weights of thinned networks."""
+    for network in ("inception", "i3d"):
+        save_weights(thin_weights(network), world / f"{network}.safetensors")
+    return world
+
+
+def test_fvd_of_samples_by_a_protocol(networks, capsys):
+    w, out = networks, networks / "fvd.json"
+    words = ("--metric", "fvd", "--real", w / "clips", "--weights", w / "i3d.safetensors", "--out", out)
+    words += ("--protocol", "common-metrics-videogpt", "--frames", 9, "--num_real", 12, "--num_generated", 9)
+    words += ("--cache", w / "features", "--bootstrap", 3)
+    found = _run(capsys, "evaluate", *words, "--generated", w / "samples", "--batch", 1)
+    assert found["protocol"] == "common-metrics-videogpt, 9 frames" and found["num_generated"] == 9
+    assert found["num_real"] + found["num_short"]["real"] == 12 and found["fvd"] > 0
+    assert found["interval"]["low"] < found["fvd"] < found["interval"]["high"] and 0 <= found["coverage"] <= 1
+    assert any("papers take 2048" in warning for warning in found["warnings"])
+    assert any("full rank" in warning for warning in found["warnings"]) and "inception_score" not in found
+    assert found["made_by"]["fps"] == 8 and len(found["hash"]) == 64 and json.loads(out.read_text())["fvd"]
+    again = _run(capsys, "evaluate", *words, "--generated", w / "samples", "--batch", 7)
+    assert again["fvd"] == pytest.approx(found["fvd"], rel=1e-6) and again["hash"] == found["hash"]
+    other = _run(capsys, "evaluate", *words, "--generated", w / "exchanged", "--batch", 7)
+    assert other["hashes"]["generated"] != found["hashes"]["generated"]  # other prompts
+    assert other["hashes"]["real"] == found["hashes"]["real"]
+
+
+def test_fid_of_a_folder_to_itself_is_zero(networks, capsys):
+    w = networks
+    words = ("--metric", "fid", "--real", w / "samples", "--generated", w / "samples", "--protocol", "clean-fid")
+    words += ("--weights", w / "inception.safetensors", "--bootstrap", 0, "--out", w / "fid.json")
+    found = _run(capsys, "evaluate", *words, "--num_real", 8, "--num_generated", 8)
+    assert abs(found["fid"]) < 1e-3 and found["interval"] is None and found["extrapolated"] is None
+    assert found["precision"] == found["recall"] == found["coverage"] == 1
+    assert found["inception_score"]["mean"] >= 1 and found["weights"]["kind"] == "pytorch-fid"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--metric fid --real {w}/clips --generated {w}/samples", "--metric fid needs --protocol NAME"),
+        ("--metric fid --real {w}/clips --protocol google --weights x --generated {w}/samples", "pytorch-fid"),
+        ("--metric fvd --real {w}/clips --protocol google --weights {w}/x --generated {w}/samples", "convert-weights"),
+        ("--metric fvd --real {w}/clips --generated {w}/samples --frames 0 --protocol google --weights x", "--frames"),
         ("--metric probes --real {w}/clips", "--generated DIR"),
         ("--metric reconstruction --real {w}/clips", "--autoencoder RUN"),
         ("--metric probes --generated {w}/clips --real {w}/clips", "no samples.jsonl"),

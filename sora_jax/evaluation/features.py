@@ -1,0 +1,174 @@
+"""Clips to features: a network on all devices of this process, in micro-batches of one fixed size.
+
+A device always runs the same program on `micro_batch` clips, the last of them padded, whatever the number of clips read
+at a time and of devices: so no score depends on either. Features of the real side are kept on disk, by a hash of
+everything that they depend on.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float32
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from data_pipeline.errors import UserError
+from sora_jax.evaluation.media import MediaSet
+from sora_jax.evaluation.protocols import Protocol, preprocess
+from sora_jax.models.feature_files import FeatureWeights, divisor_of, network_params
+from sora_jax.models.i3d import MIN_FRAMES, I3d, I3dConfig
+from sora_jax.models.inception import Inception, InceptionConfig
+from sora_jax.models.layers import definition
+
+MICRO_BATCH = {"inception": {"cpu": 4, "gpu": 32, "tpu": 32}, "i3d": {"cpu": 1, "gpu": 8, "tpu": 8}}
+READERS = 4
+DEVICES = "device"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of the clips in their order, and a classifier's logits where the network has them.
+
+    `num_short` clips had fewer frames than the protocol takes and are left out.
+    """
+
+    features: Float32[np.ndarray, "N D"]
+    logits: Float32[np.ndarray, "N classes"]
+    num_short: int
+
+
+class FeatureNetwork:
+    """A network with its weights on devices: all of this process by default."""
+
+    def __init__(self, weights: FeatureWeights, protocol: Protocol, devices: list[jax.Device] | None = None):
+        if weights.network != protocol.network.name:
+            raise UserError(f"protocol {protocol.name} needs {protocol.network.name}, --weights is {weights.network}")
+        self.fingerprint, self.kind, self.protocol = weights.fingerprint, weights.kind, protocol
+        devices = devices or jax.local_devices()
+        self.micro_batch = MICRO_BATCH[weights.network][devices[0].platform]
+        self.mesh = Mesh(np.array(devices), (DEVICES,))
+        self._rows = NamedSharding(self.mesh, PartitionSpec(DEVICES))
+        params = network_params(weights, protocol.network.eps)
+        self._params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
+        self._apply = jax.jit(
+            jax.shard_map(
+                _forward(weights, protocol),
+                mesh=self.mesh,
+                in_specs=(PartitionSpec(), PartitionSpec(DEVICES)),
+                out_specs=PartitionSpec(DEVICES),
+                check_vma=False,
+            )
+        )
+
+    def __call__(self, clips: Float32[np.ndarray, "N T Y X 3"]) -> tuple[np.ndarray, np.ndarray]:
+        """Features and logits of preprocessed clips."""
+        step = self.micro_batch * self.mesh.size
+        parts = [self._apply(self._params, self._padded(clips[i : i + step], step)) for i in range(0, len(clips), step)]
+        features, logits = (np.concatenate([np.asarray(part[k]) for part in parts])[: len(clips)] for k in range(2))
+        return features, logits
+
+    def _padded(self, clips: np.ndarray, step: int) -> jax.Array:
+        rest = np.zeros((step - len(clips), *clips.shape[1:]), np.float32)
+        return jax.device_put(np.concatenate([clips, rest]), self._rows)
+
+
+def _forward(weights: FeatureWeights, protocol: Protocol) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(params, clips [N, T, Y, X, 3]) -> features and logits; I3D's logits are its features."""
+    divisor = divisor_of(weights)
+    if weights.network == "inception":
+        image_graph = definition(lambda rngs: Inception(InceptionConfig(divisor), rngs))
+        return lambda params, clips: nnx.merge(image_graph, params)(clips[:, 0])
+    graph = definition(lambda rngs: I3d(I3dConfig(protocol.network.fixed_padding, divisor), rngs))
+
+    def logits(params: Any, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = nnx.merge(graph, params)(clips)
+        return found, jnp.zeros((len(clips), 0), found.dtype)
+
+    return logits
+
+
+def extract(
+    network: FeatureNetwork, media: MediaSet, batch: int = 16, show: Callable = lambda x, total: x
+) -> FeatureSet:
+    """Features of every clip that is long enough; `batch` clips are read at a time.
+
+    Raises UserError where a clip cannot be read, or fewer than two are long enough.
+    """
+    protocol = network.protocol
+    needed = protocol.num_frames * protocol.stride
+    if protocol.metric == "fvd" and protocol.num_frames < MIN_FRAMES:
+        raise UserError(f"I3D needs at least {MIN_FRAMES} frames, the protocol has {protocol.num_frames}")
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    longest = 0
+    for frames in show(_batches(media, needed, batch), -(-len(media) // batch)):
+        longest = max(longest, *(len(clip) for clip in frames))
+        clips = [preprocess(protocol, clip) for clip in frames if len(clip) >= needed]
+        if clips:
+            parts.append(network(np.stack(clips)))
+    found = sum(len(part[0]) for part in parts)
+    if found < 2:
+        raise UserError(
+            f"{found} of {len(media)} clips in {media.source} have the {needed} frames that protocol "
+            f"{protocol.name} takes (the longest of them has {longest}); give longer ones, or fewer --frames"
+        )
+    features, logits = (np.concatenate([part[k] for part in parts]) for k in range(2))
+    return FeatureSet(features, logits, len(media) - found)
+
+
+def _batches(media: MediaSet, most: int, batch: int) -> Iterator[list[np.ndarray]]:
+    """The clips' first frames, `batch` clips at a time, the next ones being read meanwhile."""
+    with ThreadPoolExecutor(READERS) as pool:
+        starts = range(0, len(media), batch)
+        ahead = [pool.submit(media.read, i, most) for i in range(min(batch, len(media)))]
+        for start in starts:
+            current = ahead
+            following = range(start + batch, min(start + 2 * batch, len(media)))
+            ahead = [pool.submit(media.read, i, most) for i in following]
+            yield [future.result() for future in current]
+
+
+def cached_features(
+    network: FeatureNetwork, media: MediaSet, folder: Path | None, batch: int, show: Callable = lambda x, total: x
+) -> FeatureSet:
+    """`extract`, or what it gave before for the same clips, protocol, network and platform. None: without a cache."""
+    if folder is None:
+        return extract(network, media, batch, show)
+    path = folder / f"{cache_key(network, media)}.safetensors"
+    if path.is_file():
+        try:
+            held = load_file(path)
+            return FeatureSet(held["features"], held["logits"], int(held["num_short"]))
+        except (OSError, SafetensorError, KeyError) as error:
+            logger.warning("%s is damaged (%s): computed anew", path, error)
+    found = extract(network, media, batch, show)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    save_file({"features": found.features, "logits": found.logits, "num_short": np.asarray(found.num_short)}, partial)
+    partial.replace(path)
+    return found
+
+
+def cache_key(network: FeatureNetwork, media: MediaSet) -> str:
+    """The hash of what features depend on: clips, steps and frames, network, and the kind of device."""
+    protocol = network.protocol
+    plain = {
+        "clips": media.fingerprint,
+        "steps": [repr(step) for step in protocol.steps],
+        "frames": [protocol.num_frames, protocol.stride],
+        "network": [network.fingerprint, repr(protocol.network)],
+        "device": network.mesh.devices.flat[0].device_kind,
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

