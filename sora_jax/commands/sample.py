@@ -62,9 +62,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_only", "--image-only", action="store_true", help="images: --frames 1, as .png has")
     parser.add_argument("--fps", type=float, help="frames per second (default: the run's preview)")
     parser.add_argument("--seed", type=int, default=0, help="prompt i of a file uses seed + i")
-    parser.add_argument("--steps", type=int, default=30, help="solver steps")
+    parser.add_argument("--steps", type=int, default=20, help="solver steps")
     parser.add_argument("--guidance", type=float, default=6.0, help="guidance scale; 1 is none")
-    parser.add_argument("--solver", default="euler", help="euler, heun, midpoint, dpm++ or unipc")
+    parser.add_argument("--solver", default="unipc", help="euler, heun, midpoint, dpm++ or unipc")
     parser.add_argument(
         "--guidance_interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
         help="times of the flow, from 0 (clean) to 1 (noise), at which guidance acts",

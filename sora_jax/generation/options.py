@@ -34,9 +34,9 @@ class SampleOptions(ConditionOptions):
     frames: int | None = None
     fps: float | None = None
     seed: int = 0
-    steps: int = 30
+    steps: int = 20
     guidance: float = 6.0
-    solver: str = "euler"
+    solver: str = "unipc"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
     shift: float = 0.0

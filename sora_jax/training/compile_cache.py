@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 OFF = "off"
 HELP = (
-    "folder of compiled programs, 'off' for none (default: $JAX_COMPILATION_CACHE_DIR, or sora_jax/xla in the user's "
+    "folder of compiled programs, 'off' for none (default: $JAX_COMPILATION_CACHE_DIR, or sora_jax/jax in the user's "
     "cache folder)"
 )
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -56,7 +56,7 @@ def use_compile_cache(folder: str | None = None) -> None:
 
 
 def default_folder() -> Path:
-    """`sora_jax/xla` in the user's cache folder: $XDG_CACHE_HOME, or ~/.cache."""
+    """`sora_jax/jax` in the user's cache folder: $XDG_CACHE_HOME, or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.
-    return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "sora_jax" / "xla"
+    return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "sora_jax" / "jax"

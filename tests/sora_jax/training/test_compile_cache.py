@@ -32,7 +32,7 @@ def start(cache_home, **environment: str) -> tuple[float, list[str]]:
 def test_a_second_process_compiles_nothing(tmp_path):
     everything = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     first, events = start(tmp_path, **everything)
-    folder = tmp_path / "sora_jax" / "xla"
+    folder = tmp_path / "sora_jax" / "jax"
     kept = {path.name for path in folder.iterdir()}
     assert events.count("cache_misses") == len(kept) > 0 and "cache_hits" not in events
     assert folder.stat().st_mode & 0o077 == 0  # whoever writes there runs code here
@@ -44,7 +44,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
 def test_the_default_folder_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_folder() == tmp_path / ".cache" / "sora_jax" / "xla"
+    assert default_folder() == tmp_path / ".cache" / "sora_jax" / "jax"
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_if_it_was_asked_for(monkeypatch, tmp_path, capsys, caplog):
