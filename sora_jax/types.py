@@ -20,6 +20,8 @@ Frozen = Any
 """Any pytree of arrays that a task reads and never trains."""
 Batch = Mapping[str, Any]
 """Name -> array. The leading dim is the row, except for scalars."""
+Device = Any
+"""A `jax.Device`, which type checkers take for a variable."""
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 """Metric name -> (sum, weight); the metric is sum / weight."""
 

@@ -9,6 +9,8 @@ import argparse
 import importlib
 from typing import Any
 
+from sora_jax.training.compile_cache import use_compile_cache
+
 BENCHES = {
     "train": "a training step of a config on random rows: tokens/s, MFU, bytes, and PyTorch beside it",
     "sample": "sampling with a config or a run: seconds a sample and a solver step, tokens/s, compilation",
@@ -36,4 +38,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    use_compile_cache()
     return args.bench_run(args)

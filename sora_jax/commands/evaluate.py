@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax evaluate`, and the verbs within it."""
     verbs = parser.add_subparsers(dest="evaluate_verb", metavar="convert-weights", help="instead of --metric")
     for name, module in VERBS.items():
-        child = verbs.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        child = verbs.add_parser(name, help=(module.__doc__ or "").splitlines()[0], description=module.__doc__)
         module.add_arguments(child)
         child.set_defaults(evaluate_run=module.run)
     parser.add_argument("--metric", choices=sorted(METRICS))

@@ -15,7 +15,6 @@ import importlib
 import json
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from absl import logging as absl_logging
 
 from data_pipeline.errors import EXIT_SYSTEM_ERROR, UserError
+from sora_jax.training.compile_cache import use_compile_cache
 
 # A loader's worker process re-imports the main script as `__mp_main__`, and needs no jax: blocking that import there
 # saves each worker 140 MiB and a second (Grain imports jax where it finds it). In the parent the two are one module.
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_log_level(logging.INFO)
     try:
         args = parse_arguments(argv)
+        if "jax" in sys.modules:  # a verb that imports it later sees to this then
+            use_compile_cache(getattr(args, "compile_cache", None))
         result = args.execute(args)
     except UserError as error:
         return _fail(f"error: {error}", error.exit_code)
@@ -87,7 +89,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         subparser = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name != verb:
             continue
-        module = _import_verb(name)
+        module = importlib.import_module(f"sora_jax.commands.{name}")
         module.add_arguments(subparser)
         subparser.set_defaults(execute=module.run)  # not `run`: verbs have a --run of their own
         takes_config = _takes_config(subparser)
@@ -112,14 +114,6 @@ def _has_option(parser: argparse.ArgumentParser, option: str) -> bool:
     return option in parser._option_string_actions or any(
         _has_option(child, option) for action in inner for child in action.choices.values()
     )
-
-
-def _import_verb(name: str):
-    """Imports a verb's module; only verbs other than `data` can meet jax, which is then given its compile cache."""
-    if name != "data":
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sora_jax" / "jax"
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    return importlib.import_module(f"sora_jax.commands.{name}")
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> bool:

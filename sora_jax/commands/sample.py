@@ -19,7 +19,6 @@ from sora_jax.generation.manifest import forget
 from sora_jax.generation.options import SampleOptions, changed
 from sora_jax.parallel import parse_mesh
 from sora_jax.training.compile_cache import HELP as COMPILE_CACHE_HELP
-from sora_jax.training.compile_cache import use_compile_cache
 from sora_jax.training.distributed import barrier, is_leader, joined
 
 
@@ -96,7 +95,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = read_options(args, is_image=args.image_only or ending == "png")
     if args.rows_per_batch < 1:
         raise UserError(f"--rows_per_batch is {args.rows_per_batch}, but must be at least 1")
-    use_compile_cache(args.compile_cache)
     if args.prompt is None and args.prompts is None and args.storyboard is None and args.upscale is None:
         raise UserError("say what to show, with --prompt, --prompts or --storyboard")
     if sample_long.is_asked(args):

@@ -30,6 +30,7 @@ from sora_jax.models.feature_files import FeatureWeights, divisor_of, network_pa
 from sora_jax.models.i3d import MIN_FRAMES, I3d, I3dConfig
 from sora_jax.models.inception import Inception, InceptionConfig
 from sora_jax.models.layers import definition
+from sora_jax.types import Device
 
 MICRO_BATCH = {"inception": {"cpu": 4, "gpu": 32, "tpu": 32}, "i3d": {"cpu": 1, "gpu": 8, "tpu": 8}}
 READERS = 4
@@ -53,7 +54,7 @@ class FeatureSet:
 class FeatureNetwork:
     """A network with its weights on devices: all of this process by default."""
 
-    def __init__(self, weights: FeatureWeights, protocol: Protocol, devices: list[jax.Device] | None = None):
+    def __init__(self, weights: FeatureWeights, protocol: Protocol, devices: list[Device] | None = None):
         if weights.network != protocol.network.name:
             raise UserError(f"protocol {protocol.name} needs {protocol.network.name}, --weights is {weights.network}")
         self.fingerprint, self.kind, self.protocol = weights.fingerprint, weights.kind, protocol

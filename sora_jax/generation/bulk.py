@@ -21,6 +21,7 @@ from sora_jax.generation.api import Generator
 from sora_jax.generation.files import check_file, name_of
 from sora_jax.generation.manifest import Manifest, digest
 from sora_jax.generation.options import MAX_SEED, SampleOptions, changed
+from sora_jax.types import Device
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def sample_in_bulk(
     job: Bulk,
     *,
     shard: tuple[int, int] = (0, 1),
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     told: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Manifest, dict[str, Any]]:
     """Makes what is missing of this process's share, `shard` (index, count), on the local `devices` (default: all).
@@ -137,7 +138,7 @@ def _make_group(
             yield group[place], sample.save(job.file(group[place]))
 
 
-def _replicas(generator: Generator, devices: Sequence[jax.Device]) -> list[tuple[jax.Device, Generator]]:
+def _replicas(generator: Generator, devices: Sequence[Device]) -> list[tuple[Device, Generator]]:
     """The generator on each device alone; one that is spread over a mesh works as a whole."""
     if generator.run.sampler.mesh is not None:
         return [(devices[0], generator)]
@@ -147,12 +148,12 @@ def _replicas(generator: Generator, devices: Sequence[jax.Device]) -> list[tuple
 def _spread(
     make: Callable[[Generator, list[int]], None],
     groups: Sequence[list[int]],
-    replicas: Sequence[tuple[jax.Device, Generator]],
+    replicas: Sequence[tuple[Device, Generator]],
 ) -> None:
     """Calls `make` for each group, one at a time on each device. The first error ends all, after their groups."""
     waiting, lock, failed = iter(groups), threading.Lock(), threading.Event()
 
-    def work(device: jax.Device, replica: Generator) -> None:
+    def work(device: Device, replica: Generator) -> None:
         with jax.default_device(device):
             while not failed.is_set():
                 with lock:

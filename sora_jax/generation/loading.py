@@ -20,7 +20,7 @@ from sora_jax.objectives.diffusion import load_text_encoder, model_config, strea
 from sora_jax.parallel import make_mesh, state_shardings
 from sora_jax.training.checkpoint import LoadedRun, find_checkpoint, load_params
 from sora_jax.training.manifest import read_manifest
-from sora_jax.types import Frozen
+from sora_jax.types import Device, Frozen
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TrainedRun:
     """What a manifest says of it: step, whether it is the EMA, the SHA-256 of checkpoint, autoencoder, tokenizer and
     text encoder, and the tiles in which frames are decoded (0: whole, None: not chosen yet)."""
 
-    def on(self, device: jax.Device) -> "TrainedRun":
+    def on(self, device: Device) -> "TrainedRun":
         """The same, with everything on one device."""
         params, frozen, of_codec = jax.device_put((self.params, self.frozen, self.sampler.codec.params), device)
         codec = dataclasses.replace(self.sampler.codec, params=of_codec)

@@ -72,7 +72,7 @@ class SampleOptions(ConditionOptions):
 
     def recipe(self) -> dict[str, Any]:
         """All fields, as a manifest tells them, and the SHA-256 of the files that condition it; of resolved options."""
-        assert isinstance(self.size, tuple), "resolve them first"
+        assert isinstance(self.size, tuple) and isinstance(self.image, tuple), "resolve them first"
         of_conditions = {field.name for field in dataclasses.fields(ConditionOptions)}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in of_conditions}
         values |= {"size": "{}x{}".format(*self.size), "guidance_interval": list(self.guidance_interval)}
