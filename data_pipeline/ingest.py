@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.frames import Frame, VideoInfo, frame_rate, resample
 from data_pipeline.video_frames import iterate_frames, probe
-from data_pipeline.video_io import encode_stream
+from data_pipeline.video_io import encode_video
 
 REENCODED = "mp4, H.264 crf 14, gop 8, 1 thread, 8-bit sRGB, square pixels"
 _CRF = 14
@@ -195,7 +195,7 @@ def _windows(path: Path, clip: Clip, start_s: float, count: int, staged: Path) -
     windows = []
     for window, (begin, end) in enumerate(pairwise(edges)):
         pixels = (frame.rgb() for frame in islice(shown, end - begin))
-        video = encode_stream(pixels, clip.height, clip.width, clip.fps, crf=_CRF)
+        video = encode_video(pixels, clip.fps, "mp4", crf=_CRF)
         place = {"source_start_s": round(start_s + begin / clip.fps, 6)} if count > 1 or start_s else {}
         windows.append(
             replace(

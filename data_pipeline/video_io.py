@@ -32,7 +32,6 @@ __all__ = [
     "check_memory",
     "decode",
     "decode_record",
-    "encode_stream",
     "encode_video",
     "iterate_record",
     "probe",
@@ -162,7 +161,10 @@ def encode_video(
     crf: int | None = None,
     full_chroma: bool = False,
 ) -> bytes:
-    """The bytes of a whole file; `crf` is the codec's quality (16 for H.264, 24 for VP9), `full_chroma` means 4:4:4."""
+    """The bytes of a whole file, made with one frame in memory at a time.
+
+    `crf` is the codec's quality (16 for H.264, 24 for VP9), `full_chroma` means 4:4:4.
+    """
     buffer = io.BytesIO()
     _write(buffer, frames, fps, ending, crf, full_chroma)
     return buffer.getvalue()
@@ -210,21 +212,6 @@ class Counted(Iterator[np.ndarray]):
             raise UserError(f"expected uint8 frames [Y, X, 3]{size}, got {frame.dtype} {list(frame.shape)}")
         self.shape, self.number = frame.shape, self.number + 1
         return frame
-
-
-def encode_stream(
-    frames: Iterable[UInt8[np.ndarray, "Y X 3"]],
-    height: int,
-    width: int,
-    fps: float,
-    ending: str = "mp4",
-    crf: int | None = None,
-    full_chroma: bool = False,
-) -> bytes:
-    """`encode_video` for mp4 and webm, one frame in memory at a time."""
-    buffer = io.BytesIO()
-    _encode(buffer, frames, height, width, fps, ending, crf, full_chroma)
-    return buffer.getvalue()
 
 
 def _encode(
