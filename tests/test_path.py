@@ -41,11 +41,11 @@ AUTOENCODER = (
     "--config.model.stages=({'space':1,'time':2,'width':8,'num_blocks':1},{'space':2,'time':2,'width':8,'num_blocks':1})",
 )
 DIT = (
-    "--config.train.num_steps=120",
+    "--config.train.num_steps=60",
     "--config.train.batch_rows=8",
-    "--config.train.eval_every=120",
+    "--config.train.eval_every=60",
     "--config.train.eval_batches=1",
-    "--config.train.preview_every=120",
+    "--config.train.preview_every=60",
     "--config.train.checkpoint_every=5",
     "--config.train.log_every=1",
     "--config.model.width=32",
@@ -53,10 +53,6 @@ DIT = (
     "--config.model.num_heads=2",
     "--config.preview.sampling.num_steps=2",
 )
-
-
-# One fixture trains both models: a minute on a quiet machine, several on a busy one.
-pytestmark = pytest.mark.timeout(900)
 
 
 def run(*argv: object) -> int:
@@ -272,7 +268,7 @@ def test_a_browser_lays_the_page_out_without_a_sideways_scroll(page, tmp_path, w
 
 
 def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, repository):
-    """Five kills (-9) of a real process, while it computes or saves; the reference run was never interrupted."""
+    """Three kills (-9) of a real process, while it computes or saves; the reference run was never interrupted."""
     workdir = world / "killed"
     paths = f"--config.data.path={world / 'latents'}"
     command = [sys.executable, "-m", "sora_jax.commands.main", "train", "--config", "configs/dit_quickstart.py"]
@@ -281,14 +277,14 @@ def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, reposi
     while not finished:
         process = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = reached(workdir)
-        while process.poll() is None and kills < 5:
+        while process.poll() is None and kills < 3:
             if reached(workdir) >= before + 2:  # some way into this run: strike at any moment of the next steps
                 time.sleep(rng.uniform(0.0, 0.2))
                 os.kill(process.pid, signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
             time.sleep(0.02)
         finished = process.wait() == 0
-    assert kills == 5
+    assert kills == 3
     for part in ("params", "ema", "state"):  # `state` holds the optimizer's
         ours, reference = whole(workdir, part), whole(world / "dit", part)
         assert len(ours) == len(reference) > 0 and all(map(np.array_equal, ours, reference))

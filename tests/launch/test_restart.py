@@ -211,7 +211,6 @@ def toy(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
-@pytest.mark.timeout(600)  # three starts: seconds on a quiet machine, minutes on a busy one
 def test_a_run_that_crashed_and_was_restarted_ends_bitwise_like_one_that_was_not(tmp_path, assert_same_runs):
     words = ("train", "--steps", 20, "--workdir")
     crash = ("--fail", 134, "--at", 14)
@@ -225,7 +224,6 @@ def test_a_run_that_crashed_and_was_restarted_ends_bitwise_like_one_that_was_not
 
 
 @pytest.mark.hosts
-@pytest.mark.timeout(600)
 def test_a_host_that_comes_too_late_is_met_by_the_next_start(tmp_path):
     """Two hosts with a launcher each; the second begins when the first has waited in vain."""
     with socket.create_server(("127.0.0.1", 0)) as server:

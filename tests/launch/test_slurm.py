@@ -13,7 +13,7 @@ from sora_jax.training.checkpoint import committed_steps
 from sora_jax.training.metrics import read_metrics
 from tests.launch.slurm_cluster import REPOSITORY, SlurmCluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slurm
 
 TOY = f"{sys.executable} tests/launch/toy_verb.py"
 STEPS = 40

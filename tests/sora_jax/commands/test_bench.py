@@ -167,7 +167,6 @@ def test_attention_that_cannot_be_measured_is_one_line(options, message, capsys)
 
 
 @pytest.mark.diffusers
-@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_wans_network_is_measured_beside_the_same_one_in_pytorch(capsys) -> None:
     command = "bench autoencoder --width 8 --size 32 --frames 5 --batch_size 2 --rounds 1 --pytorch"

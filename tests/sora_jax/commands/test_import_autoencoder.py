@@ -83,7 +83,6 @@ def test_a_generators_batches_are_these_latents_normalised(world, repository):
 
 
 @pytest.mark.diffusers
-@pytest.mark.timeout(900)  # a training step is compiled
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_generator_trains_and_samples_in_the_latent_space_of_a_file_of_diffusers(repository, tmp_path, capsys):
     diffusers = pytest.importorskip("diffusers")

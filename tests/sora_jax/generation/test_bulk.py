@@ -109,7 +109,6 @@ def test_killed_at_any_moment_a_job_resumes_to_the_same_bytes(random_run, whole,
 
 
 @pytest.mark.hosts
-@pytest.mark.timeout(600)
 def test_processes_of_one_run_share_a_job(random_run, whole, tmp_path, repository):
     folder = tmp_path / "out"
     words = ["bash", "launch/processes.sh", "2", *command(random_run, folder)]

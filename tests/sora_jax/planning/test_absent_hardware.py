@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 CONFIG = str(Path(__file__).with_name("small_config.py"))
-pytestmark = pytest.mark.timeout(900)  # busy machines compile slowly
 OURS = ("JAX_", "XLA_", "TPU_", "LIBTPU")
 
 

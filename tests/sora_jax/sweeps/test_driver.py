@@ -16,8 +16,6 @@ from sora_jax.sweeps.plan import read_sweep
 from sora_jax.training.checkpoint import committed_steps, find_checkpoint, load_parts, saved_shapes
 from sora_jax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.timeout(900)
-
 
 def wait_until(condition, what: str, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds

@@ -5,14 +5,11 @@ import signal
 
 import jax
 import numpy as np
-import pytest
 
 from sora_jax.training.checkpoint import load_params
 from sora_jax.training.metrics import read_metrics
 from sora_jax.training.spikes import Skip, read_skips
 from tests.sora_jax.training.processes import Processes, losses, run
-
-pytestmark = pytest.mark.timeout(900)
 
 
 def test_one_signal_stops_all_after_the_same_step_and_the_end_is_bitwise_the_same(tmp_path):
