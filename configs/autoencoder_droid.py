@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.data = dict(path="runs/droid/clips", crops=((17, 64, 112),), fps=15.0)
+    config.data = dict(path="runs/droid/clips", crops=((17, 64, 112),), fps=15.0, min_scale=0.36)
     config.model = dict(
         latent_channels=64,
         patch_size=4,
