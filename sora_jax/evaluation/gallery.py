@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardReader
 from data_pipeline.video_io import Frames, decode, decode_record, resize_and_crop, write_video
+from sora_jax.diffusion.generation import PreviewConfig
 from sora_jax.evaluation.seams import known_error, measure_seams
 from sora_jax.generation.api import Generator
 from sora_jax.generation.options import SampleOptions, changed
@@ -61,19 +62,13 @@ class Shown:
 
 
 def read_source(clips: Path, split: str, generator: Generator, folder: Path) -> Source:
-    """Two clips of the split, at the previews' size and rate, cut to their length. Raises UserError for fewer."""
+    """Two clips of the split, at the previews' size and rate, cut to their length, as files in `folder`."""
     preview, reader = generator.run.preview, ShardReader(clips, "clip")
-    found: dict[str, Frames] = {}
-    for number in reader.index.select(split):
-        record = reader.read(int(number))
-        frames, _ = decode_record(record, preview.num_frames, preview.fps)
-        if len(frames) == preview.num_frames and record.captions:
-            found[record.captions[0].text] = resize_and_crop(frames, preview.height, preview.width, True)
-    if len(found) < 2:
-        raise UserError(f"{clips} has no two {split} clips of {preview.num_frames} frames with captions of their own")
-    prompts = tuple(found)[:: len(found) // 2][:2]
-    for name, prompt in zip("ab", prompts, strict=True):
-        write_video(folder / f"{name}.mp4", found[prompt], preview.fps)
+    numbers = reader.index.select(split)
+    halves = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+    pairs = [_first_long(reader, half, preview) for half in halves]
+    for name, (_, frames) in zip("ab", pairs, strict=True):
+        write_video(folder / f"{name}.mp4", frames, preview.fps)
     a, b = (decode(folder / f"{name}.mp4")[0] for name in "ab")  # as they are in the files
     mask = np.zeros((1, *a.shape[1:]), np.uint8)
     mask[:, mask.shape[1] // 4 : -(mask.shape[1] // 4), mask.shape[2] // 4 : -(mask.shape[2] // 4)] = 255
@@ -81,7 +76,20 @@ def read_source(clips: Path, split: str, generator: Generator, folder: Path) -> 
     later[len(a) // 3 : -(len(a) // 3)] = 255
     for name, pictures in (("first.png", a[:1]), ("last.png", a[-1:]), ("region.png", mask), ("time.mp4", later)):
         write_video(folder / name, pictures, preview.fps)
-    return Source(folder, (a, b), (prompts[0], prompts[1]))
+    return Source(folder, (a, b), (pairs[0][0], pairs[1][0]))
+
+
+def _first_long(reader: ShardReader, numbers: np.ndarray, preview: PreviewConfig) -> tuple[str, Frames]:
+    """(caption, frames) of the first clip that is long enough. Raises UserError if there is none."""
+    for number in numbers:
+        record = reader.read(int(number))
+        frames, _ = decode_record(record, preview.num_frames, preview.fps)
+        if len(frames) == preview.num_frames and record.captions:
+            return record.captions[0].text, resize_and_crop(frames, preview.height, preview.width, allow_upscale=True)
+    raise UserError(
+        f"among {len(numbers)} clips none has a caption and {preview.num_frames} frames at {preview.fps:g} fps: choose "
+        "another --split, or longer clips"
+    )
 
 
 def show_all(generator: Generator, source: Source, base: SampleOptions) -> Iterator[Shown]:
