@@ -21,7 +21,7 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rows", type=int, default=1, help="clips that are sampled at once")
     group.add_argument("--steps", type=int, default=50, help="solver steps")
     group.add_argument("--guidance", type=float, default=6.0, help="guidance scale; 1 is none")
-    group.add_argument("--solver", default="euler", help="as of `sample`")
+    group.add_argument("--solver", default="unipc", help="as of `sample`")
     group.add_argument("--autoencoder", metavar="FILE.py", help="config of what decodes; else 4x8x8, not decoded")
     group.add_argument("--tile", type=int, default=0, help="decode frames in tiles of so many pixels; 0: whole")
 

@@ -136,7 +136,7 @@ def _cases(generator: Generator, source: Source, base: SampleOptions) -> Iterato
 
 
 def _films(generator: Generator, source: Source, base: SampleOptions) -> Iterator[Shown]:
-    """A storyboard of two shots, the second with an image, and one prompt for several windows."""
+    """A storyboard of two shots, the first with an image, and one prompt for several windows."""
     window, fps = generator.run.preview.num_frames, base.fps or 1
     story = source.folder / "story.yaml"
     story.write_text(
@@ -145,9 +145,8 @@ def _films(generator: Generator, source: Source, base: SampleOptions) -> Iterato
     )
     rest = changed(base, prompt="", frames=None)
     told = generator.film(options=rest, storyboard=story, frames=2 * window)
-    yield Shown(
-        "storyboard", told.options, np.stack(list(told.frames)), {"known_frames": [[0, 1]]}, source.clips[0][:1]
-    )
+    options = changed(told.options, prompt=", then ".join(source.prompts))
+    yield Shown("storyboard", options, np.stack(list(told.frames)), {"known_frames": [[0, 1]]}, source.clips[0][:1])
     long = generator.film(base.prompt, changed(base, frames=None), frames=LONG_WINDOWS * window)
     yield Shown("long, in windows", long.options, np.stack(list(long.frames)), long.about)
 

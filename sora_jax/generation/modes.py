@@ -22,11 +22,13 @@ Frames = UInt8[np.ndarray, "T Y X 3"]
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """The source's pixels of the canvas' frames from `start` on, and where they are kept (everywhere if None)."""
+    """The source's pixels of the canvas' frames from `start` on, where they are kept, and where known tokens code them
+    (each everywhere if None): of a token that is made anew in part, the rest is kept but not coded by a known one."""
 
     start: int
     frames: UInt8[np.ndarray, "n Y X 3"]
     kept: Bool[np.ndarray, "n Y X"] | None = None
+    coded: Bool[np.ndarray, "n Y X"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +59,12 @@ class Plan:
         return np.concatenate([part for part in (self.before, frames[self.cut], self.after) if part is not None])
 
     def autoencoder_psnr(self, frames: Frames) -> float | None:
-        """PSNR in dB of the canvas' known pixels as they were decoded: the autoencoder's own error, which the result
-        does not show. None where nothing is known."""
+        """PSNR in dB of the pixels of the canvas' known tokens as they were decoded: the autoencoder's own error, which
+        the result does not show. None where nothing is known."""
         squares, count = 0.0, 0
         for known in self.known:
             error = frames[known.start : known.start + len(known.frames)].astype(np.float32) - known.frames
-            error = error if known.kept is None else error[known.kept]
+            error = error if known.coded is None else error[known.coded]
             squares, count = squares + float(np.square(error, dtype=np.float64).sum()), count + error.size
         return None if not count else psnr(squares / count)
 
@@ -204,7 +206,8 @@ def edit(
     is_new = masked.all(axis=(1, 2))
     seams = tuple(int(f) + 1 for f in np.flatnonzero(is_new[1:] != is_new[:-1]))
     known_frames = _runs(~masked.any(axis=(1, 2)))
-    return Plan(canvas, num_frames, slice(count), (Known(0, source, ~masked),), seams=seams, known_frames=known_frames)
+    known = Known(0, source, ~masked, _pixels_of(codec, canvas, source))
+    return Plan(canvas, num_frames, slice(count), (known,), seams=seams, known_frames=known_frames)
 
 
 def default_context(codec: Codec, window_frames: int, num_seams: int) -> int:
@@ -245,6 +248,14 @@ def _whole(codec: Codec, num_frames: int) -> int:
 
 def _shape(codec: Codec, num_frames: int, source: Frames) -> tuple[int, int, int]:
     return codec.config.latent_shape(num_frames, *source.shape[1:3])[:3]
+
+
+def _pixels_of(codec: Codec, canvas: Canvas, source: Frames) -> Bool[np.ndarray, "T Y X"]:
+    """Pixels of a clip that begins the canvas which known tokens code."""
+    known = canvas.known[[latent_of(codec, frame) for frame in range(len(source))]]
+    for axis in (1, 2):
+        known = np.repeat(known, source.shape[axis] // known.shape[axis], axis=axis)
+    return known
 
 
 def _runs(flags: Bool[np.ndarray, " T"]) -> tuple[tuple[int, int], ...]:
