@@ -1,4 +1,4 @@
-"""What `make plans` compiles: the production configs on their hardware, the small ones first."""
+"""What `make plans` compiles: the production configs on their hardware, small ones first; a minute of 1080p last."""
 
 PLANS = (
     dict(config="configs/dit_xl.py:v5e:2x4", topology="v5e:2x4"),
@@ -12,4 +12,11 @@ PLANS = (
     dict(config="configs/dit_30b.py:v5p:8x8x8", topology="v5p:8x8x8"),
     dict(config="configs/dit_30b.py:v5p:8x8x8x2", topology="v5p:8x8x8", slices=2),
     dict(config="configs/dit_30b.py:h200:32x8", topology="h200:32x8"),
+    dict(
+        config="configs/dit_7b.py",
+        topology="v5p:8x8x8",
+        sample=dict(
+            size="1920x1080", seconds=60, fps=24, steps=50, autoencoder="configs/autoencoder_production.py", tile=512
+        ),
+    ),
 )

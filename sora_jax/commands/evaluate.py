@@ -2,6 +2,7 @@
 
     sora-jax evaluate --metric probes --generated SAMPLES --real CLIPS [--autoencoder RUN] --out evaluation.json
     sora-jax evaluate --metric modes --run RUN --real CLIPS --out modes.json
+    sora-jax evaluate --metric gallery --run RUN --real CLIPS --out gallery.json
     sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR] \
         [--beside ANOTHER]
     sora-jax evaluate --metric seams --generated SAMPLES --out seams.json
@@ -10,7 +11,8 @@
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
 the autoencoder (the best that samples can look), and chance. `modes`: the same where a still, a clip's beginning, end
-or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `reconstruction`: PSNR,
+or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `gallery`: every mode on
+real clips, to be looked at, and whether known pixels are the source's (docs/prompting.md). `reconstruction`: PSNR,
 SSIM and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the
 weights that lie in a folder (docs/autoencoder.md); of another autoencoder on the very same frames, too. `seams`: how
 large the step is where known and new frames of a sample meet (docs/prompting.md). `fid` and `fvd`: the distance to real
@@ -30,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.errors import UserError, from_os_error
-from sora_jax.commands import evaluate_features, evaluate_modes, evaluate_seams, evaluate_weights
+from sora_jax.commands import evaluate_features, evaluate_gallery, evaluate_modes, evaluate_seams, evaluate_weights
 from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
 from sora_jax.evaluation.latent_health import draw_health
@@ -169,6 +171,7 @@ VERBS = {"convert-weights": evaluate_weights}
 METRICS = {
     "probes": measure_probes,
     "modes": evaluate_modes.measure_modes,
+    "gallery": evaluate_gallery.measure,
     "reconstruction": measure_reconstruction,
     "seams": evaluate_seams.measure,
     "fid": measure_features,

@@ -43,7 +43,8 @@ def describe(entry: dict[str, Any], frames: np.ndarray) -> dict[str, Any]:
     if entry.get("loops"):
         row["loop_ratio"] = round(found.loop_ratio, 3)
     if entry.get("extend") == "forward":
-        drift = colour_drift(frames, [0, *entry["seams"], len(frames)])
+        seam, step = entry["seams"][0], entry["window"] - 1 - entry["overlap"]  # new frames of a window
+        drift = colour_drift(frames, [0, *range(seam, len(frames), step), len(frames)])
         row["colour_drift"] = [round(float(d), 2) for d in drift]
     return row
 

@@ -5,10 +5,8 @@
 """
 
 import argparse
-import re
 from typing import Any
 
-from data_pipeline.errors import UserError
 from sora_jax.commands.train import load_config
 from sora_jax.planning.topologies import Topology, describe_devices
 
@@ -23,7 +21,7 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rows", type=int, default=1, help="clips that are sampled at once")
     group.add_argument("--steps", type=int, default=50, help="solver steps")
     group.add_argument("--guidance", type=float, default=6.0, help="guidance scale; 1 is none")
-    group.add_argument("--solver", default="euler", help="as of `sample`")
+    group.add_argument("--solver", default="unipc", help="as of `sample`")
     group.add_argument("--autoencoder", metavar="FILE.py", help="config of what decodes; else 4x8x8, not decoded")
     group.add_argument("--tile", type=int, default=0, help="decode frames in tiles of so many pixels; 0: whole")
 
@@ -36,6 +34,7 @@ def plan_sample(
 
     from sora_jax.config import build_config
     from sora_jax.diffusion.denoiser import SamplingConfig
+    from sora_jax.generation.options import parse_size
     from sora_jax.models.autoencoder import AutoencoderConfig
     from sora_jax.parallel import make_mesh
     from sora_jax.planning.compile import compile_lowered
@@ -61,11 +60,3 @@ def plan_sample(
     for table in sample_tables(report):
         console.print(table)
     return report
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of `1920x1080`. Raises UserError for anything else."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise UserError(f"--size is '{text}', but must be WIDTHxHEIGHT in pixels, such as 1920x1080")
-    return int(match[1]), int(match[2])

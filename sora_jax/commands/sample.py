@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _one_file(args: argparse.Namespace, options: SampleOptions) -> dict[str, Any]:
     generator = _load(args)
     options = changed(options, prompt=args.prompt).resolved(generator.run.preview)
-    check_file(args.out, options.frames or 1)
+    check_file(args.out, options.fewest_frames())
     return generator.video(args.prompt, options).save(args.out)
 
 

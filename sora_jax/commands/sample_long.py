@@ -47,7 +47,7 @@ def _large(args: argparse.Namespace, options: SampleOptions, generator: Generato
     if args.draft:
         wanted = changed(options, prompt=args.prompt or "").resolved(generator.run.preview)
         path = args.upscale or args.out
-        check_file(path, wanted.frames or 1)
+        check_file(path, wanted.fewest_frames())
         assert isinstance(wanted.size, tuple)
         line = generator.video(wanted.prompt, draft_options(wanted, generator.run)).save(path)
         line = write_note(path, line, wanted.size, args.run)

@@ -25,9 +25,10 @@ from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.guidance import kind_of
 from sora_jax.diffusion.prompting import Canvas
 from sora_jax.diffusion.samplers import MAX_STEPS
+from sora_jax.diffusion.sharding import row_shardings, spread_length
 from sora_jax.models.codec import Codec, load_codec
 from sora_jax.models.dit import DitConfig
-from sora_jax.parallel import CONTEXT, batch_shardings, num_row_shards
+from sora_jax.parallel import num_row_shards
 from sora_jax.types import Frozen
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class PackedSampler:
     codec: Codec
     tokenizer: Tokenizer
     mesh: Mesh | None = None
-    """Where rows (`data`, `fsdp`) and their tokens (`context`) are spread, as in training, and the parameters lie."""
+    """Where rows, their tokens and the parameters lie, as `sharding.py` says."""
 
     def generate(
         self,
@@ -114,7 +115,8 @@ class PackedSampler:
         for rows in batches:
             # A single compilation needs a single shape; the first batch is the fullest.
             num_rows = rows_per_batch if same_rows else len(batches[0])
-            num_rows = _multiple(num_rows, 1 if self.mesh is None else num_row_shards(self.mesh))
+            shards = 1 if self.mesh is None else num_row_shards(self.mesh)
+            num_rows = -(-num_rows // shards) * shards
             yield from sampler._sample_batch(params, frozen, requests, rows, num_rows, sampling)
 
     def decode(self, pieces: Iterable[Float[np.ndarray, "_F H W C"]]) -> Iterator[UInt8[np.ndarray, "T Y X 3"]]:
@@ -158,10 +160,9 @@ class PackedSampler:
             logger.warning(
                 "sampling %d video tokens in one piece; training rows held %d: expect less", tokens, trained.row_tokens
             )
-        parts = 1 if self.mesh is None else self.mesh.shape[CONTEXT]
         layout = dataclasses.replace(
             trained,
-            row_tokens=_multiple(max(tokens, trained.row_tokens), parts),
+            row_tokens=spread_length(max(tokens, trained.row_tokens), {} if self.mesh is None else self.mesh.shape),
             row_text=max(text, trained.row_text),
         )
         return dataclasses.replace(self, layout=layout)
@@ -297,7 +298,7 @@ class PackedSampler:
             noise[row, : len(joined)] = joined
             starts[row, : len(requests)] = [1.0 if r.canvas is None else r.canvas.strength for r in requests]
         arrays: dict[str, Any] = {**batch, "noise": noise, "starts": starts}
-        shardings = None if self.mesh is None else batch_shardings(arrays, self.mesh)
+        shardings = None if self.mesh is None else row_shardings(arrays, self.mesh)
         arrays = jax.device_put(arrays, shardings)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
             tokens = sample_rows(
@@ -317,11 +318,6 @@ class PackedSampler:
                 kind=kind_of(sampling.numbers),
             )
         return np.asarray(tokens)
-
-
-def _multiple(number: int, of: int) -> int:
-    """The least multiple of `of` from `number` on."""
-    return -(-number // of) * of
 
 
 def _noise(seed: int, num_tokens: int, patch_values: int) -> Float[np.ndarray, "n P"]:

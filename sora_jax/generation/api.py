@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from data_pipeline.errors import UserError
 from data_pipeline.video_io import Frames, write_video
-from sora_jax.generation.conditioning import check_size, first_part
+from sora_jax.generation.conditioning import check_size, make_part
 from sora_jax.generation.files import check_file, describe
 from sora_jax.generation.film import Film, make_film
 from sora_jax.generation.loading import TrainedRun, load_run
@@ -82,7 +82,9 @@ class Generator:
         """A long video, made as it is written: `.film(…, frames=1440).save(path)`; see `make_film`."""
         wanted = changed(options or SampleOptions(), prompt=prompt, **changes)
         scenes = () if storyboard is None else read_storyboard(Path(storyboard))
-        return make_film(self.run, wanted, frames, window, scenes)
+        prompts, num_frames = [scene.prompt for scene in scenes] or [prompt], window or self.run.preview.num_frames
+        run = self.fitting([changed(wanted, prompt=p, frames=num_frames) for p in prompts]).run
+        return make_film(run, wanted, frames, window, scenes)
 
     def batch(
         self,
@@ -99,23 +101,18 @@ class Generator:
         """
         wanted = [self.resolve(w, number, changes) for number, w in enumerate(what)]
         run = self.run if same_rows else self.fitting(wanted, min(len(wanted), rows_per_batch)).run
-        samplings = {options.sampling(): None for options in wanted}
-        for sampling in samplings:
-            numbers = [n for n, options in enumerate(wanted) if options.sampling() == sampling]
-            parts = {n: first_part(wanted[n], run.sampler, run.preview.num_frames) for n in numbers}
-            rows = rows_per_batch, same_rows
-            while parts:  # what takes more than one canvas goes on from its last one
-                waiting, numbers = {}, list(parts)
-                requests = [part.request for part in parts.values()]
-                found = run.sampler.generate(run.params, run.frozen, requests, sampling, *rows)
-                for number, frames in ((numbers[place], frames) for place, frames in found):
-                    result = parts[number].assemble(frames)
-                    if (part := parts[number].then(result)) is not None:
-                        waiting[number] = part
-                        continue
-                    about = parts[number].about(frames)
-                    yield number, _sample(result, wanted[number], run, about)
-                parts = waiting
+        films = {n: make_film(run, options, options.frames) for n, options in enumerate(wanted) if options.extend}
+        of_one_canvas = [n for n in range(len(wanted)) if n not in films]
+        for sampling in {wanted[n].sampling(): None for n in of_one_canvas}:
+            numbers = [n for n in of_one_canvas if wanted[n].sampling() == sampling]
+            parts = [make_part(wanted[n], run.sampler, run.preview.num_frames) for n in numbers]
+            requests = [part.request for part in parts]
+            found = run.sampler.generate(run.params, run.frozen, requests, sampling, rows_per_batch, same_rows)
+            for place, frames in found:
+                number, part = numbers[place], parts[place]
+                yield number, _sample(part.assemble(frames), wanted[number], run, part.about(frames))
+        for number, film in films.items():  # window after window, however long
+            yield number, _sample(np.stack(list(film.frames)), wanted[number], run, film.about)
 
     def resolve(self, what: str | SampleOptions, number: int, changes: dict[str, Any]) -> SampleOptions:
         """Options with nothing left open."""

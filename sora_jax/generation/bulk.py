@@ -50,7 +50,7 @@ class Bulk:
         if any(path.is_file() for path in (self.out, *self.out.parents)):
             raise UserError(f"--out {self.out} is a file or lies below one, but several samples need a folder")
         for number in range(min(self.num, len(self.prompts))):
-            check_file(self.file(number), self.options.frames or 1)
+            check_file(self.file(number), self.options.fewest_frames())
 
     def wanted(self, number: int) -> SampleOptions:
         """The options of one sample."""

@@ -1,7 +1,7 @@
-"""The options that condition a sample on files, and what is sampled for them: one canvas, or one after another."""
+"""The options that condition a sample on files, and the canvas that is sampled for them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ File = str | Path | None
 Files = File | Sequence[str | Path]
 DIRECTIONS = ("forward", "backward")
 OF_VIDEO = {"extend": "", "loop": False, "connect": "", "strength": None, "mask": "", "at": ()}
-SEED_STEP = 1_000_003
-EXTEND = {"forward": modes.extend_forward, "backward": modes.extend_backward}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +83,11 @@ class ConditionOptions:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     @property
+    def adds_to_video(self) -> bool:
+        """The result is a whole video and new frames, so at least two."""
+        return bool(self.extend or self.loop or self.connect)
+
+    @property
     def is_of_video(self) -> bool:
         """The result's length follows the video's; `frames` counts what is new, or what is edited."""
         return bool(self.video)
@@ -92,18 +95,14 @@ class ConditionOptions:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One canvas of a sample, and how it goes on. `more` makes the next canvas from the result so far."""
+    """The canvas of a sample, and what becomes of it."""
 
     request: Request
     plan: Plan | None = None
-    more: Callable[[Frames], "Part"] | None = None
 
     def assemble(self, frames: Frames) -> UInt8[np.ndarray, "N Y X 3"]:
-        """The result so far, from the canvas' frames."""
+        """The result, from the canvas' frames."""
         return frames if self.plan is None else self.plan.assemble(frames)
-
-    def then(self, result: Frames) -> "Part | None":
-        return None if self.more is None else self.more(result)
 
     def about(self, frames: Frames) -> dict[str, Any]:
         """For a manifest: where known and new frames meet, which are known, and how well the autoencoder codes them."""
@@ -123,8 +122,8 @@ def check_size(options: Any, sampler: PackedSampler) -> None:
     sampler.latent_shape(dataclasses.replace(options, frames=1, image=(), video="", **OF_VIDEO).request())
 
 
-def first_part(options: Any, sampler: PackedSampler, window_frames: int) -> Part:
-    """The first canvas for `SampleOptions` that are resolved, but for the frames of a video.
+def make_part(options: Any, sampler: PackedSampler, window_frames: int) -> Part:
+    """The canvas for `SampleOptions` that are resolved, but for the frames of a video; extensions are films.
 
     `window_frames`: what the model was trained on. Reads and encodes the files. Raises UserError for what cannot be
     read, and for frames, times and masks that do not suit what was read.
@@ -132,15 +131,13 @@ def first_part(options: Any, sampler: PackedSampler, window_frames: int) -> Part
     check_size(options, sampler)
     if options.image:
         stills = [read_still(Path(path), options.size, options.fit) for path in options.image]
-        stills = [_on_canvas(still, options, sampler) for still in stills]
+        stills = [on_canvas(still, options, sampler) for still in stills]
         pairs = list(zip(stills, options.at or (0.0,), strict=True))
         plan = modes.animate(sampler.codec, sampler.layout, pairs, options.frames, options.fps)
         return Part(_request(options, plan), plan)
     if not options.video:
         return Part(options.request())
-    source = _on_canvas(_read(options, options.video), options, sampler)
-    if options.extend:
-        return _extension(options, sampler, window_frames, source)
+    source = on_canvas(_read(options, options.video), options, sampler)
     if options.loop or options.connect:
         plan = _bridge(options, sampler, window_frames, source)
     else:
@@ -148,42 +145,15 @@ def first_part(options: Any, sampler: PackedSampler, window_frames: int) -> Part
     return Part(_request(options, plan), plan)
 
 
-def _request(options: Any, plan: Plan, number: int = 0) -> Request:
-    """The `number`-th canvas of a sample. Equal noise would tell in each: every one has a seed of its own."""
-    seed = (options.seed + SEED_STEP * number) % 2**31
+def _request(options: Any, plan: Plan) -> Request:
     request = dataclasses.replace(options, frames=plan.num_frames).request()
-    return dataclasses.replace(request, seed=seed, canvas=plan.canvas)
-
-
-def _extension(options: Any, sampler: PackedSampler, window_frames: int, source: Frames) -> Part:
-    context = _context(options, sampler, window_frames, 1, {options.video: len(source)})
-    most = modes.room(sampler.codec, window_frames, context, options.extend)
-    total = most if options.frames is None else _at_least_one(options.frames)
-    extend = EXTEND[options.extend]
-
-    def part(before: Plan | None, frames: Frames, left: int, number: int) -> Part:
-        count = min(left, most)
-        plan = _joined(before, extend(sampler.codec, sampler.layout, frames, count, context), count)
-        more = None if left == count else lambda result: part(plan, result, left - count, number + 1)
-        return Part(_request(options, plan, number), plan, more)
-
-    return part(None, source, total, 0)
-
-
-def _joined(before: Plan | None, plan: Plan, num_new: int) -> Plan:
-    """`plan`, which extends the result of `before`, with the seams and the source's frames of both."""
-    if before is None:
-        return plan
-    moved = 0 if plan.before is not None else num_new
-    seams = sorted({*(f + moved for f in before.seams), *plan.seams})
-    known_frames = tuple((first + moved, end + moved) for first, end in before.known_frames)
-    return dataclasses.replace(plan, seams=tuple(seams), known_frames=known_frames)
+    return dataclasses.replace(request, canvas=plan.canvas)
 
 
 def _bridge(options: Any, sampler: PackedSampler, window_frames: int, source: Frames) -> Plan:
-    other = _on_canvas(_read(options, options.connect), options, sampler) if options.connect else source
+    other = on_canvas(_read(options, options.connect), options, sampler) if options.connect else source
     lengths = {options.video: len(source), **({options.connect: len(other)} if options.connect else {})}
-    context = _context(options, sampler, window_frames, 2, lengths)
+    context = context_of(options, sampler, window_frames, 2, lengths)
     fallback = modes.room(sampler.codec, window_frames, context, "between")
     num_new = fallback if options.frames is None else _at_least_one(options.frames)
     if options.loop:
@@ -201,12 +171,12 @@ def _edit(options: Any, sampler: PackedSampler, source: Frames) -> Plan:
     if options.mask:
         path, size = Path(options.mask), options.size
         masked = read_mask(path, Path(options.video), len(source), options.fps, size, options.fit)[: options.frames]
-        masked = _on_canvas(masked, options, sampler)
+        masked = on_canvas(masked, options, sampler)
     strength = 1.0 if options.strength is None else options.strength
     return modes.edit(sampler.codec, sampler.layout, source[: options.frames], strength, masked)
 
 
-def _on_canvas(pictures: np.ndarray, options: Any, sampler: PackedSampler) -> np.ndarray:
+def on_canvas(pictures: np.ndarray, options: Any, sampler: PackedSampler) -> np.ndarray:
     """Pictures [… Y, X, 3], or masks [T, Y, X], of the size asked for, on the canvas that this is made on: where it has
     more, at the right and the bottom, their last pixels go on. In the end it is cut off."""
     width, height = sampler.canvas_size(*options.size)
@@ -219,7 +189,10 @@ def _read(options: Any, path: str) -> Frames:
     return read_clip(Path(path), options.fps, options.size, options.fit)
 
 
-def _context(options: Any, sampler: PackedSampler, window_frames: int, num_seams: int, lengths: dict[str, int]) -> int:
+def context_of(
+    options: Any, sampler: PackedSampler, window_frames: int, num_seams: int, lengths: dict[str, int]
+) -> int:
+    """Known frames at each of so many seams. Raises UserError for more than one of the videos shows (`lengths`)."""
     for path, length in lengths.items():
         if options.context > length:
             raise UserError(

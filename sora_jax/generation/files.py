@@ -46,14 +46,14 @@ def name_of(names: str, prompt: str, number: int, index: int, ending: str) -> st
 
 
 def check_file(path: Path, frames: int) -> None:
-    """Raises UserError for a file that cannot be written, or that cannot hold so many frames."""
+    """Raises UserError for a file that cannot be written, or that cannot hold so many frames, or more."""
     ending = path.suffix.lstrip(".").lower()
     if path.is_dir() or any(parent.is_file() for parent in path.parents):
         raise UserError(f"{path} cannot be written: it is a folder, or lies below a file; choose another --out")
     if ending not in ENDINGS:
         raise UserError(f"{path} ends in '{path.suffix}'; choose one of {', '.join('.' + e for e in ENDINGS)}")
     if ending == "png" and frames != 1:
-        raise UserError(f"{path} is an image, but --frames is {frames}; ask for --frames 1 or for mp4")
+        raise UserError(f"{path} is an image, but there are at least {frames} frames; ask for --frames 1 or for mp4")
 
 
 def describe(options: SampleOptions, path: Path, identity: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ read as a whole.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -16,13 +16,18 @@ from jaxtyping import UInt8
 
 from data_pipeline.errors import UserError
 from data_pipeline.video_io import write_video
+from sora_jax.diffusion.generation import PackedSampler
+from sora_jax.diffusion.prompting import count_frames
+from sora_jax.generation.conditioning import context_of, on_canvas
 from sora_jax.generation.conditions import read_clip, read_still
 from sora_jax.generation.files import check_file, describe
 from sora_jax.generation.loading import TrainedRun
-from sora_jax.generation.modes import default_context
+from sora_jax.generation.modes import Frames, coding_psnr, head, tail
 from sora_jax.generation.options import SampleOptions, changed
 from sora_jax.generation.storyboard import Scene
 from sora_jax.generation.windows import Shot, Windows, frames_before
+
+Picture = UInt8[np.ndarray, "Y X 3"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Film:
     `about` what more a manifest says."""
 
     num_frames: int
-    frames: Iterator[UInt8[np.ndarray, "Y X 3"]]
+    frames: Iterator[Picture]
     options: SampleOptions
     identity: dict[str, Any]
     about: dict[str, Any]
@@ -59,19 +64,17 @@ def make_film(
     sampled for what the run cannot make, and for options that long videos have not.
     """
     _check(options, num_frames, scenes)
-    window = window or run.preview.num_frames
     options = changed(options, frames=1).resolved(run.preview)
     assert isinstance(options.size, tuple) and options.fps is not None
-    windows = _windows(run, options, window)
-    about = {"window": window, "overlap": windows.overlap * run.sampler.codec.config.temporal_compression}
     if options.video:
-        return _extension(windows, options, num_frames or window, run.identity, about)
+        return _extension(run, options, num_frames, window)
+    windows, about = _windows(run, options, window)
     shown = scenes or _of_images(options)
-    total = num_frames or round(shown[-1].at_s * options.fps) + window
-    parts = _parts(shown, options, total)
+    total = num_frames or round(shown[-1].at_s * options.fps) + about["window"]
+    parts = _parts(shown, options, run.sampler, total)
     films = (islice(windows.frames(shots, part=number), length) for number, (length, shots) in enumerate(parts))
     about |= {"shots": [dataclasses.asdict(scene) for scene in scenes]} if scenes else {}
-    return Film(total, chain.from_iterable(films), options, run.identity, about)
+    return Film(total, _cut(chain.from_iterable(films), options), options, run.identity, about)
 
 
 def _check(options: SampleOptions, num_frames: int | None, scenes: Sequence[Scene]) -> None:
@@ -85,19 +88,19 @@ def _check(options: SampleOptions, num_frames: int | None, scenes: Sequence[Scen
             raise UserError(f"{flag} does not go with {'--storyboard' if scenes else '--window'}: leave one out")
 
 
-def _windows(run: TrainedRun, options: SampleOptions, window: int) -> Windows:
-    config, base = run.sampler.codec.config, options.request()
-    legal = run.sampler.canvas_size(base.width, base.height)
-    if legal != (base.width, base.height):
-        raise UserError(
-            f"--size is {base.width}x{base.height}, which windows cannot be cut to: ask for {legal[0]}x{legal[1]}"
-        )
-    latents = config.latent_shape(window, base.height, base.width)[0]
-    context = options.context or default_context(run.sampler.codec, window, 1)
-    overlap = max(1, (context - 1) // config.temporal_compression)
+def _windows(
+    run: TrainedRun, options: SampleOptions, window: int, source: Frames | None = None
+) -> tuple[Windows, dict[str, Any]]:
+    """The windows, and what a manifest says of them. Where `window` is 0 they hold what is known and a latent more."""
+    codec, base = run.sampler.codec, options.request()
+    num_frames, c = window or run.preview.num_frames, codec.config.temporal_compression
+    latents = codec.config.latent_shape(num_frames, *run.sampler.canvas_size(base.width, base.height)[::-1])[0]
+    context = context_of(options, run.sampler, num_frames, 1, {} if source is None else {options.video: len(source)})
+    overlap = max(1, (context - 1) // c)
+    latents = latents if window else max(latents, overlap + 2)
     windows = Windows(run.sampler, run.params, run.frozen, options.sampling(), base, latents, overlap)
     run.sampler.latent_shape(windows.request("", 0, None))
-    return windows
+    return windows, {"window": count_frames(codec, latents), "overlap": c * overlap}
 
 
 def _of_images(options: SampleOptions) -> list[Scene]:
@@ -107,7 +110,9 @@ def _of_images(options: SampleOptions) -> list[Scene]:
     return scenes if scenes and scenes[0].at_s == 0 else [Scene(0.0, options.prompt), *scenes]
 
 
-def _parts(scenes: Sequence[Scene], options: SampleOptions, total: int) -> list[tuple[int, list[Shot]]]:
+def _parts(
+    scenes: Sequence[Scene], options: SampleOptions, sampler: PackedSampler, total: int
+) -> list[tuple[int, list[Shot]]]:
     """(frames, shots) between hard cuts. Raises UserError for a shot that begins when the film is over."""
     assert isinstance(options.size, tuple) and options.fps is not None
     begins = [round(scene.at_s * options.fps) for scene in scenes]
@@ -122,21 +127,39 @@ def _parts(scenes: Sequence[Scene], options: SampleOptions, total: int) -> list[
         shots = []
         for scene, begin in zip(scenes[first:end], begins[first:end], strict=True):
             still = read_still(Path(scene.image), options.size, options.fit) if scene.image else None
+            still = None if still is None else on_canvas(still, options, sampler)
             shots.append(Shot(begin - begins[first], scene.prompt, still))
         found.append(((begins[end] if end < len(scenes) else total) - begins[first], shots))
     return found
 
 
-def _extension(
-    windows: Windows, options: SampleOptions, num_new: int, identity: dict[str, Any], about: dict[str, Any]
-) -> Film:
-    """The video and `num_new` frames after it, or before it."""
+def _extension(run: TrainedRun, options: SampleOptions, num_new: int | None, window: int) -> Film:
+    """The video and `num_new` frames after it, or before it: as many as the first window has room for, if None."""
     assert isinstance(options.size, tuple) and options.fps is not None
     source = read_clip(Path(options.video), options.fps, options.size, options.fit)
-    c, total = windows.sampler.codec.config.temporal_compression, len(source) + num_new
-    if options.extend == "backward":
-        new, seam = frames_before(windows, options.prompt, source, num_new), num_new
-        return Film(total, chain(new, source), options, identity, {**about, "seams": [seam]})
-    head = source[-1 - c * min(windows.overlap, (len(source) - 1) // c) :]
-    new = islice(windows.frames([Shot(0, options.prompt)], head), len(head), len(head) + num_new)
-    return Film(total, chain(source, new), options, identity, {**about, "seams": [len(source)]})
+    source, codec = on_canvas(source, options, run.sampler), run.sampler.codec
+    windows, about = _windows(run, options, window, source)
+    if is_backward := options.extend == "backward":
+        known, _ = tail(codec, source, about["overlap"])
+        room = windows.room_before(len(known))
+        count = num_new or room
+        seams = sorted({count, *range(count - room, 0, -windows.room_before(about["overlap"]))})
+        frames = chain(frames_before(windows, options.prompt, source, count), source)
+    else:
+        known = head(codec, source, 1 + about["overlap"])
+        count, seams = num_new or about["window"] - len(known), [len(source)]
+        new = islice(windows.frames([Shot(0, options.prompt)], known), len(known), len(known) + count)
+        frames = chain(source, new)
+    first = count if is_backward else 0
+    about |= {
+        "seams": seams, "known_frames": [[first, first + len(source)]], "loops": False,
+        "known_psnr": round(coding_psnr(codec, known, is_first=not is_backward), 2),
+    }  # fmt: skip
+    return Film(len(source) + count, _cut(frames, options), options, run.identity, about)
+
+
+def _cut(frames: Iterable[Picture], options: SampleOptions) -> Iterator[Picture]:
+    """Without what the canvas has more at the right and at the bottom."""
+    assert isinstance(options.size, tuple)
+    width, height = options.size
+    return (frame[:height, :width] for frame in frames)

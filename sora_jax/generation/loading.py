@@ -14,10 +14,11 @@ from data_pipeline.tokenizer import Tokenizer
 from sora_jax.config import build_config
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PackedSampler, PreviewConfig
+from sora_jax.diffusion.sharding import network_shardings
 from sora_jax.generation.manifest import digest
 from sora_jax.models.codec import load_codec
 from sora_jax.objectives.diffusion import load_text_encoder, model_config, stream_config
-from sora_jax.parallel import make_mesh, state_shardings
+from sora_jax.parallel import make_mesh
 from sora_jax.training.checkpoint import LoadedRun, find_checkpoint, load_params
 from sora_jax.training.manifest import read_manifest
 from sora_jax.types import Device, Frozen
@@ -63,7 +64,8 @@ def load_run(
     Raises UserError for a run of another kind, and for an autoencoder, tokenizer or text encoder of another run.
     """
     devices = None if mesh is None else make_mesh(mesh, jax.local_devices(), "--mesh")
-    loaded = load_params(run, step, ema=ema, mesh=devices)
+    shardings = None if devices is None else lambda shapes: network_shardings(shapes, devices)
+    loaded = load_params(run, step, ema=ema, shardings=shardings)
     if "dit" not in loaded.params:
         raise UserError(f"{run} is no generator's run: it trained {', '.join(loaded.params)}")
     latents = latents or Path(loaded.config["data"]["path"])
@@ -71,11 +73,8 @@ def load_run(
         raise UserError(f"the run's latents are not at {latents}; say where they are with --latents")
     codec, tokenizer = load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model")
     codec.check_fingerprint(loaded.fingerprints["autoencoder"], latents)
-    if tokenizer.fingerprint != loaded.fingerprints["tokenizer"]:
-        raise UserError(
-            f"{latents} holds tokenizer {tokenizer.fingerprint[:12]}, but the run was trained with "
-            f"{loaded.fingerprints['tokenizer'][:12]}; point --latents at the latents that it was trained on"
-        )
+    remedy = "point --latents at the latents that it was trained on"
+    _check_same(f"{latents} holds tokenizer", tokenizer.fingerprint, loaded.fingerprints["tokenizer"], remedy)
     layout = stream_config(loaded.config).layout(codec.config.latent_channels)
     described = dict(loaded.config["model"])
     if text_encoder is not None:
@@ -109,11 +108,13 @@ def load_frozen(
     encoder = load_text_encoder(model, tokenizer, latents)
     if encoder is None:
         return {}
-    expected = fingerprints.get("text_encoder", "none")
-    if encoder.fingerprint != expected:
-        raise UserError(
-            f"{model['text_encoder']['path']} holds text encoder {encoder.fingerprint[:12]}, but the run was trained "
-            f"with {expected[:12]}; say where that is with --text_encoder"
-        )
+    expected, path = fingerprints.get("text_encoder", "none"), model["text_encoder"]["path"]
+    _check_same(f"{path} holds text encoder", encoder.fingerprint, expected, "say where that is with --text_encoder")
     frozen = {"text_encoder": encoder.params}
-    return jax.device_put(frozen, None if mesh is None else state_shardings(frozen, mesh))
+    return jax.device_put(frozen, None if mesh is None else network_shardings(frozen, mesh))
+
+
+def _check_same(what: str, found: str, trained_with: str, remedy: str) -> None:
+    """Raises UserError unless the two fingerprints are one."""
+    if found != trained_with:
+        raise UserError(f"{what} {found[:12]}, but the run was trained with {trained_with[:12]}; {remedy}")

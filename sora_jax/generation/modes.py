@@ -22,11 +22,13 @@ Frames = UInt8[np.ndarray, "T Y X 3"]
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """The source's pixels of the canvas' frames from `start` on, and where they are kept (everywhere if None)."""
+    """The source's pixels of the canvas' frames from `start` on, where they are kept, and where known tokens code them
+    (each everywhere if None): of a token that is made anew in part, the rest is kept but not coded by a known one."""
 
     start: int
     frames: UInt8[np.ndarray, "n Y X 3"]
     kept: Bool[np.ndarray, "n Y X"] | None = None
+    coded: Bool[np.ndarray, "n Y X"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +59,26 @@ class Plan:
         return np.concatenate([part for part in (self.before, frames[self.cut], self.after) if part is not None])
 
     def autoencoder_psnr(self, frames: Frames) -> float | None:
-        """PSNR in dB of the canvas' known pixels as they were decoded: the autoencoder's own error, which the result
-        does not show. None where nothing is known."""
+        """PSNR in dB of the pixels of the canvas' known tokens as they were decoded: the autoencoder's own error, which
+        the result does not show. None where nothing is known."""
         squares, count = 0.0, 0
         for known in self.known:
             error = frames[known.start : known.start + len(known.frames)].astype(np.float32) - known.frames
-            error = error if known.kept is None else error[known.kept]
+            error = error if known.coded is None else error[known.coded]
             squares, count = squares + float(np.square(error, dtype=np.float64).sum()), count + error.size
-        return None if not count else 10 * math.log10(255**2 / max(squares / count, 1e-10))
+        return None if not count else psnr(squares / count)
+
+
+def coding_psnr(codec: Codec, frames: Frames, *, is_first: bool) -> float:
+    """PSNR in dB of known frames through the autoencoder, coded as `encode_window` does."""
+    window = frames if is_first else np.concatenate([frames[:1], frames])
+    decoded = codec.decode(codec.encode(window[None]))[0, -len(frames) :]
+    return psnr(float(np.square(decoded.astype(np.float32) - frames).mean(dtype=np.float64)))
+
+
+def psnr(mean_square: float) -> float:
+    """dB of an error in grey levels of 255."""
+    return 10 * math.log10(255**2 / max(mean_square, 1e-10))
 
 
 def animate(
@@ -94,8 +108,7 @@ def animate(
                 f"{c / fps:g} s"
             )
         taken[latent] = at_s
-        count = 1 if latent == 0 else c
-        pieces.append(Piece(np.repeat(still[None], count, axis=0), 0 if latent == 0 else 1 + c * (latent - 1)))
+        pieces.append(Piece(held(codec, still, is_first=latent == 0), 0 if latent == 0 else 1 + c * (latent - 1)))
         known.append(Known(frame, still[None]))
     frames = sorted(k.start for k in known)
     changes = {f for frame in frames for f in (frame, frame + 1)} - {0, num_frames}
@@ -107,16 +120,21 @@ def animate(
     )
 
 
+def held(codec: Codec, still: UInt8[np.ndarray, "Y X 3"], *, is_first: bool) -> UInt8[np.ndarray, "n Y X 3"]:
+    """A still for the frames of one latent: of the first, or of one further on."""
+    return np.repeat(still[None], 1 if is_first else codec.config.temporal_compression, axis=0)
+
+
 def extend_forward(codec: Codec, layout: RowLayout, source: Frames, num_new: int, context: int) -> Plan:
     """The source, and `num_new` frames after it; its last `context` frames are on the canvas, or the 1 + c n of them
     that fill whole latents."""
-    head = _head(codec, source, context)
-    end = len(head) + num_new
+    start = head(codec, source, context)
+    end = len(start) + num_new
     num_frames = _whole(codec, end)
-    canvas = lay(codec, layout, _shape(codec, num_frames, source), [Piece(head, 0)])
+    canvas = lay(codec, layout, _shape(codec, num_frames, source), [Piece(start, 0)])
     old = len(source)
     return Plan(
-        canvas, num_frames, slice(len(head), end), (Known(0, head),), before=source, seams=(old,),
+        canvas, num_frames, slice(len(start), end), (Known(0, start),), before=source, seams=(old,),
         known_frames=((0, old),),
     )  # fmt: skip
 
@@ -124,14 +142,14 @@ def extend_forward(codec: Codec, layout: RowLayout, source: Frames, num_new: int
 def extend_backward(codec: Codec, layout: RowLayout, source: Frames, num_new: int, context: int) -> Plan:
     """`num_new` frames that lead to the source, and the source; its first frames end the canvas: c n of them, at most
     `context` if that fills a latent."""
-    tail, real = _tail(codec, source, context)
+    end, real = tail(codec, source, context)
     start = _whole(codec, num_new)
-    num_frames = start + len(tail)
-    canvas = lay(codec, layout, _shape(codec, num_frames, source), [Piece(tail, start)])
+    num_frames = start + len(end)
+    canvas = lay(codec, layout, _shape(codec, num_frames, source), [Piece(end, start)])
     cut = slice(start - num_new, start)
     known_frames = ((num_new, num_new + len(source)),)
     return Plan(
-        canvas, num_frames, cut, (Known(start, tail[:real]),), after=source, seams=(num_new,), known_frames=known_frames
+        canvas, num_frames, cut, (Known(start, end[:real]),), after=source, seams=(num_new,), known_frames=known_frames
     )
 
 
@@ -145,13 +163,14 @@ def connect(
             f"{num_new} new frames between two clips do not fill latents of {c} frames; the nearest legal number is "
             f"{c * max(1, round(num_new / c))}"
         )
-    head, (tail, real) = _head(codec, first, context), _tail(codec, second, context)
-    start = len(head) + num_new
-    canvas = lay(codec, layout, _shape(codec, start + len(tail), first), [Piece(head, 0), Piece(tail, start)])
+    before, (after, real) = head(codec, first, context), tail(codec, second, context)
+    start = len(before) + num_new
+    canvas = lay(codec, layout, _shape(codec, start + len(after), first), [Piece(before, 0), Piece(after, start)])
     old, end = len(first), len(first) + num_new
+    known = Known(0, before), Known(start, after[:real])
     return Plan(
-        canvas, start + len(tail), slice(len(head), start), (Known(0, head), Known(start, tail[:real])), before=first,
-        after=second, seams=(old, end), known_frames=((0, old), (end, end + len(second))),
+        canvas, start + len(after), slice(len(before), start), known, before=first, after=second, seams=(old, end),
+        known_frames=((0, old), (end, end + len(second))),
     )  # fmt: skip
 
 
@@ -187,7 +206,8 @@ def edit(
     is_new = masked.all(axis=(1, 2))
     seams = tuple(int(f) + 1 for f in np.flatnonzero(is_new[1:] != is_new[:-1]))
     known_frames = _runs(~masked.any(axis=(1, 2)))
-    return Plan(canvas, num_frames, slice(count), (Known(0, source, ~masked),), seams=seams, known_frames=known_frames)
+    known = Known(0, source, ~masked, _pixels_of(codec, canvas, source))
+    return Plan(canvas, num_frames, slice(count), (known,), seams=seams, known_frames=known_frames)
 
 
 def default_context(codec: Codec, window_frames: int, num_seams: int) -> int:
@@ -206,13 +226,13 @@ def room(codec: Codec, window_frames: int, context: int, direction: str) -> int:
     return max(c, _whole(codec, window_frames) - taken)
 
 
-def _head(codec: Codec, source: Frames, context: int) -> UInt8[np.ndarray, "K Y X 3"]:
+def head(codec: Codec, source: Frames, context: int) -> UInt8[np.ndarray, "K Y X 3"]:
     """The last frames of a clip, as many as may start a canvas."""
     count = min(context, len(source))
     return source[len(source) - count + (count - 1) % codec.config.temporal_compression :]
 
 
-def _tail(codec: Codec, source: Frames, context: int) -> tuple[UInt8[np.ndarray, "K Y X 3"], int]:
+def tail(codec: Codec, source: Frames, context: int) -> tuple[UInt8[np.ndarray, "K Y X 3"], int]:
     """(the first frames of a clip, as many as fill latents further on; how many of them are the clip's own): a clip of
     fewer frames than a latent is held."""
     c = codec.config.temporal_compression
@@ -228,6 +248,14 @@ def _whole(codec: Codec, num_frames: int) -> int:
 
 def _shape(codec: Codec, num_frames: int, source: Frames) -> tuple[int, int, int]:
     return codec.config.latent_shape(num_frames, *source.shape[1:3])[:3]
+
+
+def _pixels_of(codec: Codec, canvas: Canvas, source: Frames) -> Bool[np.ndarray, "T Y X"]:
+    """Pixels of a clip that begins the canvas which known tokens code."""
+    known = canvas.known[[latent_of(codec, frame) for frame in range(len(source))]]
+    for axis in (1, 2):
+        known = np.repeat(known, source.shape[axis] // known.shape[axis], axis=axis)
+    return known
 
 
 def _runs(flags: Bool[np.ndarray, " T"]) -> tuple[tuple[int, int], ...]:

@@ -70,6 +70,10 @@ class SampleOptions(ConditionOptions):
             fps=preview.fps if self.fps is None else float(self.fps),
         )
 
+    def fewest_frames(self) -> int:
+        """So many the result has at least, whatever the length of a video that is not read yet; of resolved options."""
+        return (self.frames or 1) + (1 if self.adds_to_video else 0)
+
     def recipe(self) -> dict[str, Any]:
         """All fields, as a manifest tells them, and the SHA-256 of the files that condition it; of resolved options."""
         assert isinstance(self.size, tuple) and isinstance(self.image, tuple), "resolve them first"
@@ -106,7 +110,7 @@ def check_text(text: str, name: str) -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of "WIDTHxHEIGHT"."""
+    """(width, height) of "WIDTHxHEIGHT". Raises UserError for anything else."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match:
         raise UserError(f"--size is '{text}', but must be WIDTHxHEIGHT in pixels, such as 256x144")

@@ -23,10 +23,9 @@ from jaxtyping import Float, UInt8
 from data_pipeline.errors import UserError
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.generation import PackedSampler, Request
-from sora_jax.diffusion.prompting import Canvas, Piece, count_frames, encode_window, latent_of, lay
+from sora_jax.diffusion.prompting import Canvas, count_frames, encode_window, latent_of
+from sora_jax.generation.modes import extend_backward, held
 from sora_jax.types import Frozen
-
-TOKENS_MULTIPLE = 128  # what attention kernels want of a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +80,16 @@ class Windows:
                 stream.recent.append(shown)
                 yield shown
 
+    def room_before(self, num_known: int) -> int:
+        """New frames of a window that ends with `num_known` frames of what follows, of which whole latents count."""
+        c = self.sampler.codec.config.temporal_compression
+        return count_frames(self.sampler.codec, self.latents) - c * min(self.overlap, max(1, num_known // c))
+
     def _fitting(self, shots: Sequence[Shot]) -> "Windows":
         """With rows that hold one window and the longest prompt: one compilation for all windows."""
         requests = [self.request(shot.prompt, 0, None) for shot in shots]
         sampler = self.sampler.fitting(requests)
-        tokens = -(-sampler.num_tokens(requests[0]) // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
-        layout = dataclasses.replace(sampler.layout, row_tokens=tokens, row_segments=1)
+        layout = dataclasses.replace(sampler.layout, row_tokens=sampler.num_tokens(requests[0]), row_segments=1)
         return dataclasses.replace(self, sampler=dataclasses.replace(sampler, layout=layout))
 
     def request(self, prompt: str, seed: int, canvas: Canvas | None) -> Request:
@@ -104,19 +107,17 @@ def frames_before(
     their own: what an encoding says of its past can't be had before that is made. What is made waits on the disk, so
     that memory is bounded here too, and what a shorter extension makes ends a longer one. Raises UserError as `frames`.
     """
-    windows, c = windows._fitting([Shot(0, prompt)]), windows.sampler.codec.config.temporal_compression
-    front = source[: c * windows.overlap]
-    front = np.concatenate([front, np.repeat(front[-1:], max(0, c - len(front)), axis=0)])
-    lengths: list[int] = []
+    windows = windows._fitting([Shot(0, prompt)])
+    context = windows.sampler.codec.config.temporal_compression * windows.overlap
+    front, lengths = source[:context], list[int]()
     with tempfile.TemporaryFile() as waiting:
         for number in count():
-            front = front[: len(front) // c * c]
             window = _window_before(windows, prompt, front, number)
             waiting.write(window.tobytes())
             lengths.append(len(window))
             if sum(lengths) >= num_new:
                 break
-            front = np.concatenate([window, front])[: c * windows.overlap]
+            front = np.concatenate([window, front])[:context]
         shape, left_out = front.shape[1:], sum(lengths) - num_new
         for number in reversed(range(len(lengths))):
             waiting.seek(sum(lengths[:number]) * front[0].nbytes)
@@ -126,14 +127,13 @@ def frames_before(
 
 
 def _window_before(windows: Windows, prompt: str, front: np.ndarray, number: int) -> np.ndarray:
-    """The new frames of one window, which ends with `front`."""
+    """The new frames of one window, which ends with the first ones of `front`."""
     sampler = windows.sampler
-    start = count_frames(sampler.codec, windows.latents) - len(front)
-    shape = sampler.latent_shape(windows.request(prompt, 0, None))
-    canvas = lay(sampler.codec, sampler.layout, shape, [Piece(front, start)])
-    request = windows.request(prompt, window_seed(windows.base.seed, 0, number), canvas)
+    num_new = windows.room_before(len(front))
+    plan = extend_backward(sampler.codec, sampler.layout, front, num_new, len(front))
+    request = windows.request(prompt, window_seed(windows.base.seed, 0, number), plan.canvas)
     _, latents = next(sampler.sample(windows.params, windows.frozen, [request], windows.sampling, 1))
-    return np.concatenate(list(sampler.decode([latents])))[:start]
+    return np.concatenate(list(sampler.decode([latents])))[:num_new]
 
 
 class _Stream:
@@ -190,14 +190,10 @@ class _Stream:
         for shot, begin in zip(self.shots, self.begins, strict=True):
             place = first + begin - self.length
             if shot.image is not None and first <= place < len(latents):
-                latents[place] = self._still(shot.image, is_first=begin == 0)
+                still = held(self.codec, shot.image, is_first=begin == 0)
+                latents[place] = encode_window(self.codec, still, is_first=begin == 0)[0]
                 known[place] = True
         return latents, known, first
-
-    def _still(self, image: np.ndarray, *, is_first: bool) -> np.ndarray:
-        """A key frame is held for the frames of its latent."""
-        held = image[None] if is_first else np.repeat(image[None], self.codec.config.temporal_compression, axis=0)
-        return encode_window(self.codec, held, is_first=is_first)[0]
 
     def _room(self, shot: int, room: int) -> int:
         """New latents of this window: as many as fit, but the next shot takes over where it begins, and a key frame

@@ -1,6 +1,7 @@
 """A plan as one dict (the last line of stdout) and as tables for people."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -151,14 +152,24 @@ def _memory_table(report: dict[str, Any]) -> Table:
         f"({report['topology']}{slices}), mesh {json.dumps(report['mesh'])}, "
         f"{report['batch_rows']} rows in {report['microbatches']} microbatches, remat {report['remat']}"
     )
+    stored = "parameters", "optimizer", "ema", "frozen", "batch"
+    return memory_table(report, title, stored, "activations, gradients, gathered weights")
+
+
+def memory_table(
+    report: dict[str, Any], title: str, stored: Sequence[str], temporaries: str, result: str | None = None
+) -> Table:
+    """Bytes of one device: of each of `stored`, of what the program needs beside, called `temporaries`, and of what it
+    returns, if that is called `result` and reuses no argument."""
     table = Table("bytes on one device", "GiB", title=title, title_justify="left")
     sizes = report["bytes"]
-    for name in ("parameters", "optimizer", "ema", "frozen", "batch"):
-        table.add_row(name, f"{sizes[name] / GiB:.3f}")
+    rows = {name: sizes[name] for name in stored}
     if "temporaries" in sizes:
-        table.add_row("padding of layouts", f"{(sizes['arguments'] - sizes['stored']) / GiB:.3f}")
-        table.add_row("activations, gradients, gathered weights", f"{sizes['temporaries'] / GiB:.3f}")
-        table.add_row("code", f"{sizes['code'] / GiB:.3f}")
+        rows |= {"padding of layouts": sizes["arguments"] - sizes["stored"], temporaries: sizes["temporaries"]}
+        rows |= {} if result is None else {result: sizes["outputs"] - sizes["aliased"]}
+        rows["code"] = sizes["code"]
+    for name, size in rows.items():
+        table.add_row(name, f"{size / GiB:.3f}")
     table.add_section()
     table.add_row("in all", f"{sizes['total'] / GiB:.3f}")
     verdict = "fits" if report["fits"] else "does not fit: " + "; or ".join(report["remedies"])

@@ -12,7 +12,15 @@ from sora_jax.planning.collectives import find_collectives, summarise
 from sora_jax.planning.compile import DoesNotFit, Program, unread
 from sora_jax.planning.many import EXIT_DOES_NOT_FIT
 from sora_jax.planning.memory import bytes_on_device
-from sora_jax.planning.report import add_traffic, collective_table, hidden_share, program_bytes, rounded, seconds
+from sora_jax.planning.report import (
+    add_traffic,
+    collective_table,
+    hidden_share,
+    memory_table,
+    program_bytes,
+    rounded,
+    seconds,
+)
 from sora_jax.planning.roofline import roofline
 from sora_jax.planning.sampling import SampleSubject, sampling_arguments, sampling_remedies
 from sora_jax.planning.topologies import GiB, Topology
@@ -105,20 +113,8 @@ def _memory_table(report: dict[str, Any]) -> Table:
         f"{report['row_tokens']:,}; {report['parameters'] / 1e9:.3g} B parameters on {report['devices']} x "
         f"{report['chip']} ({report['topology']}), mesh {json.dumps(report['mesh'])}"
     )
-    table = Table("bytes on one device", "GiB", title=title, title_justify="left")
-    sizes = report["bytes"]
-    for name in ("parameters", "frozen", "rows"):
-        table.add_row(name, f"{sizes[name] / GiB:.3f}")
-    if "temporaries" in sizes:
-        table.add_row("padding of layouts", f"{(sizes['arguments'] - sizes['stored']) / GiB:.3f}")
-        table.add_row("activations, gathered weights", f"{sizes['temporaries'] / GiB:.3f}")
-        table.add_row("tokens at t = 0", f"{(sizes['outputs'] - sizes['aliased']) / GiB:.3f}")
-        table.add_row("code", f"{sizes['code'] / GiB:.3f}")
-    table.add_section()
-    table.add_row("in all", f"{sizes['total'] / GiB:.3f}")
-    verdict = "fits" if report["fits"] else "does not fit: " + "; or ".join(report["remedies"])
-    table.add_row(f"available: {verdict}", f"{sizes['available'] / GiB:.3f}")
-    return table
+    stored = "parameters", "frozen", "rows"
+    return memory_table(report, title, stored, "activations, gathered weights", "tokens at t = 0")
 
 
 def _time_table(report: dict[str, Any]) -> Table:

@@ -22,7 +22,7 @@ from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
 from sora_jax.diffusion.guidance import kind_of
-from sora_jax.diffusion.sharding import sampling_shardings, spread_length
+from sora_jax.diffusion.sharding import network_shardings, row_shardings, spread_length
 from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.models.dit import FROZEN_TEXT, Dit, DitConfig, forward_flops
 from sora_jax.models.layers import initialise
@@ -137,8 +137,8 @@ def sampling_arguments(subject: SampleSubject, mesh: Mesh) -> tuple[Any, Any, di
     """(parameters, frozen networks, rows with their noise and start times) as shapes with their shardings."""
     starts = jax.ShapeDtypeStruct(subject.rows["sample_tokens"].shape, jnp.float32)
     rows = {**subject.rows, "noise": subject.rows["tokens"], "starts": starts}
-    shardings = sampling_shardings(subject.params, subject.frozen, rows, mesh)
-    return tuple(map(with_shardings, (subject.params, subject.frozen, rows), shardings))  # type: ignore[return-value]
+    networks = [with_shardings(tree, network_shardings(tree, mesh)) for tree in (subject.params, subject.frozen)]
+    return *networks, with_shardings(rows, row_shardings(rows, mesh))
 
 
 def lower_sampling(subject: SampleSubject, mesh: Mesh) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import UserError
-from sora_jax.parallel import path_of, state_shardings
+from sora_jax.parallel import path_of
 from sora_jax.training.manifest import FORMAT, damage, find_verified
 from sora_jax.training.step import TrainState
 from sora_jax.training.step_folders import discard_save
@@ -102,9 +102,13 @@ class LoadedRun:
 
 
 def load_params(
-    run_dir: str | Path, step: int | None = None, *, ema: bool = True, mesh: jax.sharding.Mesh | None = None
+    run_dir: str | Path,
+    step: int | None = None,
+    *,
+    ema: bool = True,
+    shardings: Callable[[Any], Any] | None = None,
 ) -> LoadedRun:
-    """The EMA (or raw) parameters of a run, on the first device, or spread over `mesh` as training spreads them.
+    """The EMA (or raw) parameters of a run, on the first device, or as `shardings` says of their shapes.
 
     Raises UserError for a run without a committed checkpoint, or a damaged one.
     """
@@ -113,8 +117,8 @@ def load_params(
     part = "ema" if ema else "params"
     shapes = saved_shapes(path, part)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = jax.tree.map(lambda _: one, shapes) if mesh is None else state_shardings(shapes, mesh)
-    shapes = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, shardings)
+    places = jax.tree.map(lambda _: one, shapes) if shardings is None else shardings(shapes)
+    shapes = jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, places)
     params = load_parts(path, {part: shapes})[part]
     return LoadedRun(params, int(path.name), dict(metadata["config"]), dict(metadata["fingerprints"]))
 

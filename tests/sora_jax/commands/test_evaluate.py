@@ -270,3 +270,16 @@ def test_modes_are_judged_beside_holding_still_and_the_autoencoder(world, random
         if mode.startswith("forward"):
             assert scores["holding"]["place"]["rate"] == 0
     assert (tmp_path / result["sheet"]).stat().st_size > 1000
+
+
+def test_a_gallery_shows_every_mode_and_keeps_what_was_known(world, random_run, tmp_path, capsys):  # noqa: F811
+    words = f"evaluate --metric gallery --run {random_run} --real {world}/clips --steps 1 --out {tmp_path}/gallery.json"
+    result = _run(capsys, *words.split())
+    assert result["known_pixels_differ_in"] == []
+    lines = json.loads((tmp_path / "gallery.json").read_text())["samples"]
+    modes = {line["mode"] for line in lines}
+    exact = {line["mode"] for line in lines if line.get("known_error") == 0 and line["known_pixels"] > 0}
+    assert modes - exact == {"text", "image", "edit, strength 0.4", "edit, strength 0.7", "long, in windows", "draft",
+                             "draft, upscaled"}  # fmt: skip
+    assert all((tmp_path / result["videos"] / line["file"]).stat().st_size for line in lines) and len(exact) == 9
+    assert (tmp_path / result["sheet"]).stat().st_size > 1000

@@ -13,11 +13,12 @@ from data_pipeline.tokenizer import Tokenizer
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PackedSampler, Request
+from sora_jax.diffusion.sharding import network_shardings
 from sora_jax.models.codec import Codec
 from sora_jax.models.dit import Dit, DitConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.text_encoder import TextEncoderConfig
-from sora_jax.parallel import make_mesh, parse_mesh, state_shardings
+from sora_jax.parallel import make_mesh, parse_mesh
 from tests.sora_jax.diffusion.tiny_sampler import AUTOENCODER, CHANNELS, LAYOUT
 
 # UniPC remembers and guidance doubles the rows: what could mix rows up does.
@@ -47,7 +48,7 @@ def latents(requests: list[Request], rows_per_batch: int, mesh: dict[str, int] |
     if mesh is not None:
         devices = make_mesh(mesh)
         sampler = dataclasses.replace(sampler, mesh=devices)
-        params = jax.device_put(params, state_shardings(params, devices))
+        params = jax.device_put(params, network_shardings(params, devices))
     return [found for _, found in sorted(sampler.sample(params, {}, requests, SAMPLING, rows_per_batch), key=_number)]
 
 

@@ -56,8 +56,9 @@ def test_colours_drift_window_by_window():
 
 def test_the_manifests_seams_are_measured(tmp_path, capsys):
     values = {"jump.gif": [0, 8, 16, 96, 104, 112], "loop.gif": [0, 8, 16, 16, 8]}
+    windows = {"extend": "forward", "window": 5, "overlap": 2}  # two new frames each
     lines = [
-        {"file": "jump.gif", "prompt": "a", "seams": [3], "loops": False, "extend": "forward", "known_psnr": 30.0},
+        {"file": "jump.gif", "prompt": "a", "seams": [3], "loops": False, "known_psnr": 30.0, **windows},
         {"file": "loop.gif", "prompt": "b", "seams": [3], "loops": True, "known_psnr": 32.0},
         {"file": "none.gif", "prompt": "c"},
     ]
@@ -70,6 +71,7 @@ def test_the_manifests_seams_are_measured(tmp_path, capsys):
     assert result["num_samples"] == 2 and result["autoencoder_psnr_of_known_frames"] == 31.0
     assert result["seam_ratio"] == {"median": 5.0, "largest": 10.0} and result["seams_beyond_every_step"] == 1
     assert result["loop_ratio"] == {"median": 1.0, "largest": 1.0}
+    assert result["colour_drift_at_the_end"] == {"median": 104.0, "largest": 104.0}, "grey 112 against 8 on average"
     (tmp_path / "samples.jsonl").write_text(json.dumps(lines[2]) + "\n")
     assert main([str(word) for word in words]) == 2
     assert "its lines name no seams" in capsys.readouterr().err

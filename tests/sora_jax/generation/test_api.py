@@ -10,6 +10,7 @@ import sora_jax
 from data_pipeline.errors import UserError
 from data_pipeline.video_io import decode
 from sora_jax.commands.main import main
+from sora_jax.generation.api import Generator
 
 FAST = {"steps": 2, "guidance": 2.0}
 
@@ -26,6 +27,20 @@ def test_the_command_line_makes_what_python_makes(random_run, generator, tmp_pat
     assert sample.frames.shape == (5, 32, 48, 3) and sample.fps == 8.0
     assert {**sample.save(tmp_path / "b.mp4"), "file": "a.mp4", "path": str(tmp_path / "a.mp4")} == line
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_mesh_makes_what_one_device_makes(random_run, generator, tmp_path, capsys):
+    flags = ("--steps", 2, "--guidance", 2, "--seed", 3, "--mesh", "data=2,context=4")
+    assert command("--run", random_run, "--prompt", "a red ball", *flags, "--out", tmp_path / "spread.png") == 0
+    alone = generator.image("a red ball", seed=3, **FAST).frames
+    assert np.abs(decode(tmp_path / "spread.png")[0].astype(int) - alone).max() <= 1 and alone.std() > 10
+
+
+def test_several_frames_are_no_image_and_nothing_is_sampled_for_them(random_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Generator, "video", lambda *_, **__: pytest.fail("sampled before it is refused"))
+    video = ("--prompt", "a ball", "--video", tmp_path / "any.mp4", "--extend", "forward")
+    assert command("--run", random_run, *video, "--out", tmp_path / "a.png") == 2
+    assert "is an image, but there are at least 2 frames" in capsys.readouterr().err
 
 
 def test_a_batch_is_its_samples_one_by_one(generator):

@@ -50,18 +50,21 @@ def test_a_still_is_animated(generator, files):
     assert two.about["seams"] == [1, 8] and not np.array_equal(two.frames[1:8], sample.frames[1:8])
 
 
-def test_a_clip_is_extended_canvas_after_canvas(generator, files):
+def test_a_clip_is_extended_window_after_window(generator, files):
     source = shown(files / "a.mp4")
     forward = video(generator, video=files / "a.mp4", extend="forward", frames=10)
     np.testing.assert_array_equal(forward.frames[:9], source)
-    assert len(forward.frames) == 19 and forward.about["seams"] == [9, 13, 17]
+    assert len(forward.frames) == 19 and forward.about["seams"] == [9] and forward.about["known_psnr"] > 0
     backward = video(generator, video=files / "a.mp4", extend="backward", frames=6)
     np.testing.assert_array_equal(backward.frames[6:], source)
     assert len(backward.frames) == 15 and backward.about["seams"] == [1, 6]
     assert backward.about["known_frames"] == [[6, 15]] and forward.about["known_frames"] == [[0, 9]]
-    # The first canvas is the same, however long the whole: and it fills the trained window where nothing is said.
+    # The first window is the same, however long the whole: and it is filled where nothing is said.
     short = video(generator, video=files / "a.mp4", extend="forward")
     np.testing.assert_array_equal(short.frames, forward.frames[:13])
+    assert len(video(generator, video=files / "a.mp4", extend="backward", context=8).frames) == 14
+    odd = video(generator, video=files / "b.mp4", extend="backward", frames=3, size="30x27")
+    np.testing.assert_array_equal(odd.frames[3:], read_clip(files / "b.mp4", 8.0, (30, 27), "crop"))
 
 
 def test_loops_and_transitions_hold_both_ends(generator, files):

@@ -105,6 +105,13 @@ def test_the_autoencoders_error_is_that_of_the_known_pixels_alone():
     assert plan.autoencoder_psnr(decoded) > 100
     decoded[0, :, :, 0] ^= 16
     np.testing.assert_allclose(plan.autoencoder_psnr(decoded), 10 * np.log10(255**2 / (16**2 / 15)), rtol=1e-6)
+    masked = np.zeros((8, 16, 16), bool)
+    masked[2] = True  # latent 1, of frames 1 to 4, is made anew
+    plan, decoded = modes.edit(make_codec(), LAYOUT, clip(8), 1.0, masked), clip(9)
+    decoded[1:5] ^= 16
+    assert plan.autoencoder_psnr(decoded) > 100
+    decoded[5:] ^= 16
+    assert plan.autoencoder_psnr(decoded) < 30
 
 
 @pytest.mark.parametrize(

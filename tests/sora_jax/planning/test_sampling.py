@@ -14,6 +14,7 @@ from sora_jax.models.autoencoder import AutoencoderConfig, Stage
 from sora_jax.parallel import make_mesh, path_of
 from sora_jax.planning.autoencoder_subject import autoencoder_subject
 from sora_jax.planning.compile import compile_step
+from sora_jax.planning.many import markdown
 from sora_jax.planning.memory import bytes_on_device
 from sora_jax.planning.report import make_report, tables
 from sora_jax.planning.sampling import Clip, sample_subject, sampling_arguments, sampling_mesh
@@ -77,6 +78,7 @@ def test_a_clip_is_planned_with_its_decoding(capsys):
     np.testing.assert_allclose(report["seconds_per_solver_step"] * 3, report["seconds_per_sample"], rtol=1e-2)
     decoding = report["decoding"]
     assert decoding["fits"] and (decoding["tiles"], decoding["chunks"]) == (9, 1)
+    assert f"1 x {report['row_tokens']}: 1 s of 64x60" in markdown([{**report, "config": "configs/small.py"}])
 
 
 BAD = {
