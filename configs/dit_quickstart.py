@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
         patch_size=(1, 1, 1),
         reference_latent_rate=2.0,
         caption_dropout=0.1,
-        known=dict(first=0.03, prefix=0.04, suffix=0.06, ends=0.05, frames=0.01, region=0.02),
+        known=dict(first=0.04, prefix=0.04, suffix=0.04, ends=0.03, frames=0.02, region=0.03),
     )
     config.model = dict(
         width=192, depth=6, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)

@@ -45,12 +45,6 @@ def _quickstart(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         long = (f"A small picture of {thing} on {ground}.", f"{thing.capitalize()} in front of {ground}.")
         return thing, str(rng.choice(long))
     toward = _toward(body.direction)
-    if body.motion == "turn":
-        long = (
-            f"A small video of {thing} that moves {toward} and turns back over {ground}.",
-            f"{thing.capitalize()} is moving {toward} in front of {ground}. It turns back.",
-        )
-        return f"{thing} moves {body.direction} and turns back", str(rng.choice(long))
     long = (
         f"A small video of {thing} that moves {toward} over {ground}.",
         f"{thing.capitalize()} is moving {toward} in front of {ground}.",

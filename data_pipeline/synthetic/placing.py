@@ -55,29 +55,6 @@ def moving(
     )
 
 
-def turning(
-    rng: np.random.Generator,
-    shape: str,
-    colour: str,
-    size_px: float,
-    direction: str,
-    bounds: tuple[float, float],
-    fps: float,
-    num_frames: int,
-) -> Body:
-    """A body that turns back after 35 to 65% of its way, at the same speed: what ends where it began is so legal too."""
-    unit = np.array(DIRECTIONS[direction])
-    low, high = inside(shape, size_px, bounds)
-    room = float(np.abs(unit) @ np.maximum(high - low, 0))
-    length = min(rng.uniform(14, 22), 1.5 * room)
-    turn = length * rng.uniform(0.35, 0.65)
-    away = turn - np.abs(turn - np.linspace(0, length, num_frames))
-    shifts = unit * away[:, None]
-    least, most = low - shifts.min(axis=0), high - shifts.max(axis=0)
-    track = rng.uniform(least, np.maximum(most, least)) + shifts
-    return Body(shape, colour, size_px, "turn", direction, length * fps / max(num_frames - 1, 1), track)
-
-
 def apart(bodies: list[Body]) -> bool:
     """Whether no two bodies ever touch."""
     for number, first in enumerate(bodies):

@@ -1,4 +1,4 @@
-"""The three worlds: `quickstart` (one object, at times behind a bar or turning back), `demo` (one or two, some events), `rich`.
+"""The three worlds: `quickstart` (one object, at times behind a bar), `demo` (one or two, some events), `rich`.
 
 `draw_scene(world, seed, index)` is a pure function, so that clips can be drawn anywhere in any order. Quickstart and
 demo go through all combinations of colour, shape and direction in seeded blocks: every combination is equally often.
@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.synthetic import palette
 from data_pipeline.synthetic.motion import simulate
-from data_pipeline.synthetic.placing import apart, background, inside, moving, resting, turning
+from data_pipeline.synthetic.placing import apart, background, inside, moving, resting
 from data_pipeline.synthetic.rich import draw_rich
 from data_pipeline.synthetic.scene import Body, Camera, Occluder, Scene
 
@@ -58,11 +58,9 @@ def _quickstart(rng: np.random.Generator, seed: int, index: int, size: Size | No
     bounds, occluder = (float(width), float(height)), None
     if num_frames == 1:
         body = resting(rng, shape, colour, size_px, bounds, 1)
-    elif (event := rng.random()) < 0.15 and _has_room(direction, bounds, size_px):
+    elif rng.random() < 0.15 and _has_room(direction, bounds, size_px):
         body = moving(rng, shape, colour, size_px, direction, bounds, fps, num_frames, (1.0, 1.0))
         occluder = _bar_across(rng, direction, bounds, size_px)
-    elif event >= 0.88:
-        body = turning(rng, shape, colour, size_px, direction, bounds, fps, num_frames)
     else:
         body = moving(rng, shape, colour, size_px, direction, bounds, fps, num_frames, (0.6, 1.0), 9.5)
     return Scene("quickstart", height, width, num_frames, fps, (body,), ground, Camera.static(num_frames), occluder)
