@@ -3,7 +3,8 @@
     sora-jax evaluate --metric modes --run RUN --real CLIPS --out modes.json [--steps 20 --guidance 3]
 
 For each mode, how often the probes see the object that the prompt names and find it where the truth has it; beside it
-the truth through the autoencoder (the best that there is) and holding the nearest known frame (no motion known).
+the truth through the autoencoder (the best that there is) and holding the nearest known frame (no motion known). And
+medians of the seam ratio (docs/prompting.md) and, for a loop, of that of the step from its last frame to its first.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, default=3.0, help="modes, gallery: guidance scale (default: %(default)s)"
     )
-    parser.add_argument("--solver", default="euler", help="modes, gallery: the solver (default: %(default)s)")
+    parser.add_argument("--solver", default="unipc", help="modes, gallery: the solver (default: %(default)s)")
 
 
 def measure_modes(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def measure_modes(args: argparse.Namespace) -> dict[str, Any]:
         holding = held(case)
         if holding is not None:
             groups[case.mode]["holding"].append(judge_case(case, holding, vocabulary))
-        if case.truth is not None and parse_prompt(case.prompt)[0].colour == case.truth_colour:
+        if case.truth is not None and case.is_determined and parse_prompt(case.prompt)[0].colour == case.truth_colour:
             decoded = run.sampler.codec.decode(run.sampler.codec.encode(case.truth[None]))[0]
             groups[case.mode]["autoencoded"].append(judge_case(case, decoded, vocabulary))
     scores = {mode: {who: tally(found) for who, found in by.items()} for mode, by in groups.items()}
@@ -64,8 +65,8 @@ def measure_modes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_cases(args: argparse.Namespace, run: TrainedRun) -> tuple[list[Case], Any]:
-    """Every mode of up to `--num_real` clips that show one moving object, and of as many that show it behind a bar; and
-    the vocabulary of them all."""
+    """Every mode of up to `--num_real` clips that show one moving object, and of as many that show it behind a
+    bar; and the vocabulary of them all."""
     reader = ShardReader(args.real, "clip")
     c, clips = run.sampler.codec.config.temporal_compression, []
     left = {False: args.num_real, True: args.num_real}

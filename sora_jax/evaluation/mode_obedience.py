@@ -1,9 +1,9 @@
 """Whether a generator obeys in every mode: of held-out clips of a synthetic world some is shown, the rest made, and
 the probes say of the whole what it shows and of the new frames whether they go on as the truth does.
 
-A body of these worlds moves straight at a steady speed, so that what it was seen to do says where it must be: the
+A body of these clips moves straight at a steady speed, so that what it was seen to do says where it must be: the
 clip that was hidden is the truth, and no other one is. *Holding*, which repeats the known frame that is nearest in
-time, is what a model scores that knows no motion.
+time, is what a model scores that knows no motion. A loop has no truth: what is asked is that it has no seam.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from sora_jax.evaluation.obedience import judge_video
 from sora_jax.evaluation.probes import follow
 from sora_jax.evaluation.prompts import Claim, Vocabulary, parse_prompt
 from sora_jax.evaluation.scores import share
+from sora_jax.evaluation.seams import measure_seams
 from sora_jax.generation import modes
 from sora_jax.generation.modes import Plan
 from sora_jax.models.codec import Codec
@@ -35,7 +36,8 @@ Frames = UInt8[np.ndarray, "T Y X 3"]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One clip in one mode. `truth` is what the result would be in the world; of it `is_new` frames are judged.
+    """One clip in one mode. `truth` is what the result would be in the world; of it `is_new` frames are judged, if what
+    is known determines them.
 
     `plan` and `truth` are None for text to video: where an object starts is the model's choice.
     """
@@ -49,6 +51,7 @@ class Case:
     plan: Plan | None = None
     truth: Frames | None = None
     truth_colour: str = ""
+    is_determined: bool = True
 
     def request(self, seed: int) -> Request:
         canvas = None if self.plan is None else self.plan.canvas
@@ -61,7 +64,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What holds of one result; None where the mode does not ask. `place_px`: how far from the truth in new frames."""
+    """What holds of one result; None where the mode does not ask. `place_px`: how far from the truth in new frames.
+    `seam_ratio` (the largest) and `loop_ratio` are of `measure_seams`."""
 
     colour: bool
     shape: bool
@@ -69,6 +73,8 @@ class Verdict:
     place: bool | None = None
     place_px: float | None = None
     known_exact: bool | None = None
+    seam_ratio: float | None = None
+    loop_ratio: float | None = None
 
 
 def make_cases(
@@ -89,7 +95,7 @@ def make_cases(
     ]
     if BEHIND in caption:
         return [dataclasses.replace(case, mode=f"{case.mode}, {BEHIND}") for case in cases]
-    return cases + make.changed(vocabulary)
+    return [*cases, make.looped(half), *make.changed(vocabulary)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +114,12 @@ class _Maker:
         num_frames = len(self.clip) if plan is None else plan.num_frames
         (claim,) = parse_prompt(self.caption)
         return Case(mode, prompt or self.caption, self.fps, size, num_frames, is_new, plan, self.clip, claim.colour)
+
+    def looped(self, half: int) -> Case:
+        """The clip's first half, and as long a way back, which no body of these worlds that moves straight ever goes:
+        the model has to make up that it turns."""
+        plan = modes.loop(self.codec, self.layout, self.clip[:half], len(self.clip) - half, 1)
+        return dataclasses.replace(self.case("loop", plan), is_determined=False)
 
     def changed(self, vocabulary: Vocabulary) -> list[Case]:
         """Other colours: of the whole picture from half-way to noise, and of the object's surroundings alone."""
@@ -137,8 +149,10 @@ def judge_case(case: Case, result: Frames, vocabulary: Vocabulary) -> Verdict:
     """What the probes say of a result."""
     (claim,) = parse_prompt(case.prompt)
     verdict = judge_video(case.prompt, result, vocabulary).verdicts[0]
-    distance = None if case.truth is None else _distance(case, result, claim, vocabulary)
+    asks_place = case.truth is not None and case.is_determined
+    distance = _distance(case, result, claim, vocabulary) if asks_place else None
     near = NEAR * min(case.size)
+    seams = measure_seams(result, case.plan.seams) if case.plan is not None and case.plan.seams else None
     return Verdict(
         verdict["colour"],
         verdict["shape"],
@@ -146,6 +160,8 @@ def judge_case(case: Case, result: Frames, vocabulary: Vocabulary) -> Verdict:
         None if distance is None else bool(distance <= near),
         distance,
         None if case.plan is None else _is_exact(case, result),
+        None if seams is None else max(seams.ratios),
+        seams.loop_ratio if seams is not None and case.plan is not None and case.plan.loops else None,
     )
 
 
@@ -180,9 +196,11 @@ def _is_exact(case: Case, result: Frames) -> bool:
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Shares with intervals of what holds, and the median distance in pixels."""
+    """Shares with intervals of what holds, and the medians of what is measured."""
     names = ("colour", "shape", "direction", "place", "known_exact")
     values = {name: [v for verdict in verdicts if (v := getattr(verdict, name)) is not None] for name in names}
     shares = {name: share(found).as_dict() for name, found in values.items() if found}
-    distances = [verdict.place_px for verdict in verdicts if verdict.place_px is not None]
-    return shares | ({"place_px": float(np.median(distances))} if distances else {})
+    for name in ("place_px", "seam_ratio", "loop_ratio"):
+        found = [value for verdict in verdicts if (value := getattr(verdict, name)) is not None]
+        shares |= {name: float(np.median(found))} if found else {}
+    return shares

@@ -42,7 +42,9 @@ def vocabulary(cases: list[Case]):
 
 def test_every_mode_is_there_with_and_without_a_bar(cases):
     plain = {"text", *SAME_PROMPT}
-    assert {case.mode for case in cases} == plain | {"edit", "inpaint"} | {f"{mode}, {BEHIND}" for mode in plain}
+    assert {case.mode for case in cases} == plain | {"loop", "edit", "inpaint"} | {
+        f"{mode}, {BEHIND}" for mode in plain
+    }
 
 
 def test_the_truth_obeys_and_is_where_it_must_be(cases, vocabulary):
@@ -60,6 +62,14 @@ def test_holding_still_keeps_what_is_known_and_is_in_the_wrong_place(cases, voca
     found = tally([judge_case(case, held(case), vocabulary) for case in forward])
     assert found["known_exact"]["rate"] == 1
     assert found["place"]["rate"] == 0
+
+
+def test_a_loop_that_comes_back_has_no_seam_and_one_that_holds_has(cases, vocabulary):
+    for case in (case for case in cases if case.mode == "loop"):
+        there_and_back = np.concatenate([case.truth[:5], case.truth[4:0:-1]])
+        good, bad = (judge_case(case, frames, vocabulary) for frames in (there_and_back, case.truth))
+        assert good.colour and good.direction and good.known_exact and good.place is None
+        assert good.loop_ratio < 1.5 < bad.loop_ratio and bad.seam_ratio < 1.5
 
 
 def test_a_changed_pixel_of_the_known_frames_and_an_absent_object_are_noticed(cases, vocabulary):
