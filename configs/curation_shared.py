@@ -1,0 +1,19 @@
+"""Curation of small public clips (DROID's 320x180 and others), of which the defaults would leave nothing.
+
+    sora-jax data curate --config configs/curation_shared.py --inputs ../shared/data/clips --out runs/curated
+
+A short side of 128 pixels, rates from 5/s on (robot data are slow), and motion down to what a robot arm in the distance
+makes; a tenth of the mean quota, so that 800 clips of robots do not drown the rest.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.filters = dict(
+        min_duration_s=1.0, min_short_side=128, min_fps=5.0, min_bits_per_pixel=0.01, min_motion=0.004
+    )
+    config.balance = dict(num_clusters=0, quota=3.0)
+    config.output = dict(short_sides=(128,), heldout_fraction=0.05, vocab_size=2048)
+    return config
