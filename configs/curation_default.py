@@ -2,12 +2,11 @@
 
     sora-jax data curate --config configs/curation_default.py --inputs FOLDER --out runs/curated
 
-Sources of the limits. OS2: Open-Sora 2.0 (Peng et al. 2025, arXiv:2503.09642, section on data): clips below 2 s, bits per
-pixel below 0.02, rates below 16/s and aspects outside 1/3 to 3 are dropped before shot detection; then motion,
-blur (variance of the Laplacian), text, aesthetics and camera jitter are filtered. SVD: Stable Video Diffusion (Blattmann
-et al. 2023, arXiv:2311.15127, appendix C): cascaded cut detection, static clips by optical flow, text and aesthetics.
-PSD: PySceneDetect's defaults. What is ours, measured on real clips, is said in docs/curation.md. A processor does about
-15 to 60 frames a second of 720p and 100 and more of 320x180 video.
+Sources of the limits. OS2: Open-Sora 2.0 (Peng et al. 2025, arXiv:2503.09642, section on data): clips below 2 s, bits
+per pixel below 0.02, rates below 16/s and aspects outside 1/3 to 3 are dropped before shot detection; then motion, blur
+(variance of the Laplacian), text, aesthetics and camera jitter are filtered. SVD: Stable Video Diffusion (Blattmann et
+al. 2023, arXiv:2311.15127): cascaded cut detection, static clips by optical flow, text and aesthetics. PSD:
+PySceneDetect's defaults. What is not marked is ours; docs/curation.md has what was measured.
 """
 
 from ml_collections import ConfigDict

@@ -89,7 +89,7 @@ class LocalEngine:
 
 
 class RayEngine:
-    """Tasks on a Ray cluster: one CPU each, and as many GPUs as they ask for. `address` as `ray.init` takes it ("" starts
+    """Tasks on a Ray cluster: one CPU each, and as many GPUs as they ask for. `address` as `ray.init` takes it ("":
     a cluster on this machine). The package must be importable on every node. Nodes may come and go."""
 
     def __init__(self, address: str = ""):
@@ -115,6 +115,8 @@ class RayEngine:
         self._check_accelerators(accelerators)
         # Ray tries a task again whose worker or node died.
         task = ray.remote(max_retries=ATTEMPTS - 1, num_cpus=1, num_gpus=accelerators)(_call)
+        causes = ("WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError")
+        deaths = tuple(getattr(ray.exceptions, cause) for cause in causes)
         shared, waiting, running = ray.put(function), list(range(len(items)))[::-1], {}
         while waiting or running:
             while waiting and len(running) < 2 * self.workers:
@@ -125,13 +127,7 @@ class RayEngine:
                 place = running.pop(reference)
                 try:
                     yield place, ray.get(reference)
-                except (
-                    ray.exceptions.WorkerCrashedError,
-                    ray.exceptions.NodeDiedError,
-                    ray.exceptions.ObjectLostError,
-                ):
-                    yield place, Died(ATTEMPTS)
-                except ray.exceptions.OutOfMemoryError:
+                except deaths:
                     yield place, Died(ATTEMPTS)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause or error from error
@@ -140,8 +136,8 @@ class RayEngine:
         have = self._ray.cluster_resources().get("GPU", 0)
         if accelerators > have:
             raise UserError(
-                f"a model asks for {accelerators:g} accelerators, the Ray cluster has {have:g}: add nodes with GPUs, or "
-                "set its accelerators to 0"
+                f"a model asks for {accelerators:g} accelerators, the Ray cluster has {have:g}: add nodes with GPUs, "
+                "or set its accelerators to 0"
             )
 
 

@@ -1,4 +1,4 @@
-"""Balance: clusters of similar clips, and a quota for each, so that a thousand clips of one table do not drown the rest.
+"""Balance: clusters of similar clips, and a quota for each, so that a thousand clips of one table do not drown others.
 
 Spherical k-means on the clips' vectors with farthest-point starts; what is over a quota is dropped in an order given by
 a hash of the clip's name: an unbiased draw that other clips do not change.

@@ -7,8 +7,8 @@
     render (parallel)    each clip's bytes at each size                   → staged, one result a clip and size
     output               shards, in the order of the sources              here
 
-What is parallel is a pure function of one source and is staged under a name that says what it depends on; what is not is
-a pure function of those results. So the shards are the same bytes whatever the engine, the number of workers, and
+What is parallel is a pure function of one source, staged under a name that says what it depends on; what is not is a
+pure function of those results. So the shards are the same bytes whatever the engine, the number of workers, and
 whoever was killed on the way.
 """
 

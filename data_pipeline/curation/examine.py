@@ -1,4 +1,4 @@
-"""One source to candidates: is it readable, where are its shots, what is each of them like. A pure function of a file."""
+"""One source to candidates: is it readable, where are its shots, what is each like. A pure function of a file."""
 
 import io
 from pathlib import Path

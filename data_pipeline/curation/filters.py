@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from data_pipeline.curation.candidate import Candidate, Reason, Rejected
 from data_pipeline.curation.config import FilterConfig, ModelConfig
@@ -95,7 +96,7 @@ def windows(start: int, end: int, fps: float, cfg: FilterConfig) -> Iterator[tup
     """[start, end) in pieces of nearly equal length, none longer than `max_duration_s`."""
     count = -(-(end - start) // max(1, int(cfg.max_duration_s * fps)))
     edges = [start + round(piece * (end - start) / count) for piece in range(count + 1)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise(edges)
 
 
 def _below(what: str, value: float, limit: float) -> str:

@@ -1,4 +1,4 @@
-"""From staged clips to data sets, one for each size: in the order of the sources, in one process, whatever ran before."""
+"""From staged clips to data sets, one for each size: in the order of the sources, in one process, whatever ran."""
 
 import hashlib
 import json
@@ -91,7 +91,7 @@ def _write_local(
 
 
 def _captions(clip: Candidate, sources: dict[str, Source], cfg: CurationConfig) -> Iterator[tuple[str, str, str]]:
-    """(text, source, language): what came with the source, then the captioner's; never one in the place of the other."""
+    """(text, source, language): what came with the source, then the captioner's, never in the place of that."""
     yield from ((line.text, line.source, line.language) for line in sources[clip.source_id].lines if line.text)
     if clip.caption:
         yield clip.caption, cfg.captioner.function, "und"

@@ -68,7 +68,7 @@ def find_dissolves(thumbs: Thumbs, fps: float, cfg: ShotConfig) -> list[tuple[in
 
 
 def _blend_change(thumbs: Thumbs, length: int) -> Float32[np.ndarray, " t"]:
-    """For each start of a window: how far its ends are apart (mean levels), 0 where its frames are no blends of them."""
+    """For each start of a window: how far its ends are apart (mean levels), 0 where it is no blend of them."""
     count = len(thumbs) - length
     if count <= 0:
         return np.zeros(0, np.float32)

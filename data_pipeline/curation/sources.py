@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,7 +73,7 @@ def list_sources(inputs: str, captions: Path | None = None, exclude: Path | None
     if not found:
         raise UserError(f"{inputs} holds no videos or images")
     found.sort(key=lambda source: source.source_id)
-    twice = [a.source_id for a, b in zip(found, found[1:], strict=False) if a.source_id == b.source_id]
+    twice = [a.source_id for a, b in pairwise(found) if a.source_id == b.source_id]
     if twice:
         raise UserError(
             f"{inputs} names {len(twice)} sources twice, the first is {twice[0]}: give each one line or file"

@@ -1,4 +1,4 @@
-"""What an engine runs: each task takes a source, leaves its result in the staging folder, and is skipped if it is there.
+"""What an engine runs: each task takes a source, stages its result, and is skipped if that is there.
 
 A result's name is a hash of everything that it depends on: the source and its stamp, the options of the stage, the
 version of the code. So a run that was killed goes on, other limits on what was measured cost nothing, and whatever ran

@@ -36,7 +36,7 @@ class WebDatasetWriter:
         if number % self.records_per_shard == 0:
             self._close(record.split)
             name = f"{record.split}-{number // self.records_per_shard:05d}.tar"
-            self._tars[record.split] = tarfile.open(self._writing / name, "w", format=tarfile.USTAR_FORMAT)
+            self._tars[record.split] = tarfile.TarFile(self._writing / name, "w", format=tarfile.USTAR_FORMAT)
         self._counts[record.split] += 1
         tar, key = self._tars[record.split], f"{number:09d}"
         plain = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "video"}

@@ -10,14 +10,14 @@ from data_pipeline.errors import UserError
 from data_pipeline.outcomes import outcomes_table
 from data_pipeline.synthetic.generate import WorldConfig, generate
 from data_pipeline.synthetic.worlds import WORLDS
-from sora_jax.commands import data_curate
+from sora_jax.commands import data_curate, data_doctor, data_show
 from sora_jax.commands.data_options import add_workers, progress
 
-MORE = {"curate": data_curate}
+MORE = {"curate": data_curate, "doctor": data_doctor, "show": data_show}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="synth|build|outcomes|curate")
+    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="synth|build|outcomes|curate|doctor|show")
     synth = verbs.add_parser("synth", help="render a procedural captioned world with ground truth")
     synth.add_argument("--out", type=Path, required=True, help="folder to write to")
     synth.add_argument("--clips", type=int, required=True, help="number of clips")

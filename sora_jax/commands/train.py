@@ -65,7 +65,8 @@ def load_config(
 ) -> ConfigDict:
     """`get_config()` of the file at `path` (`FILE.py` or `FILE.py:argument`) with `--config.name=value` applied.
 
-    `sections` are dataclass instances with the defaults of what the file leaves out. Raises UserError for a missing file, a field that does not exist (naming the nearest), a value of another type.
+    `sections` are dataclass instances with the defaults of what the file leaves out. Raises UserError for a missing
+    file, a field that does not exist (naming the nearest), a value of another type.
     """
     config = _call_get_config(path)
     for section, defaults in sections.items():
