@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any, Protocol
+from typing import Any
 
 from data_pipeline.errors import SystemFailure, UserError
 
@@ -27,18 +27,6 @@ class Died:
     attempts: int
 
 
-class Engine(Protocol):
-    """`workers` is how many tasks run at once."""
-
-    workers: int
-
-    def map(
-        self, function: Callable[[Any], Any], items: Sequence[Any], accelerators: float = 0.0
-    ) -> Iterator[tuple[int, Any]]:
-        """(place in `items`, result or `Died`) in the order of completion; each task has `accelerators` to itself."""
-        ...
-
-
 class LocalEngine:
     """Spawned processes. After a death, whatever was in flight runs again, each item in a process of its own."""
 
@@ -48,7 +36,8 @@ class LocalEngine:
     def map(
         self, function: Callable[[Any], Any], items: Sequence[Any], accelerators: float = 0.0
     ) -> Iterator[tuple[int, Any]]:
-        """A machine's accelerators are few: tasks that ask for some run one at a time."""
+        """(place in `items`, result or `Died`) in the order of completion. A machine's accelerators are few: tasks that
+        ask for some run one at a time."""
         workers = 1 if accelerators else min(self.workers, max(1, len(items)))
         waiting = list(range(len(items)))[::-1]
         while waiting:
@@ -111,6 +100,7 @@ class RayEngine:
     def map(
         self, function: Callable[[Any], Any], items: Sequence[Any], accelerators: float = 0.0
     ) -> Iterator[tuple[int, Any]]:
+        """(place in `items`, result or `Died`) in the order of completion; each task has `accelerators` to itself."""
         ray = self._ray
         self._check_accelerators(accelerators)
         # Ray tries a task again whose worker or node died.
@@ -139,6 +129,10 @@ class RayEngine:
                 f"a model asks for {accelerators:g} accelerators, the Ray cluster has {have:g}: add nodes with GPUs, "
                 "or set its accelerators to 0"
             )
+
+
+Engine = LocalEngine | RayEngine
+"""Both have `workers`, how many tasks run at once, and `map`."""
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import SMALLEST_VOCAB
 from data_pipeline.walk import DROID_GROUP, group_pattern
 
 FORMATS = ("array_record", "webdataset")
@@ -114,6 +115,11 @@ class OutputConfig:
             raise UserError(f"output.format is {self.format!r}, which is none of {', '.join(FORMATS)}")
         if not self.short_sides or len(set(self.short_sides)) < len(self.short_sides) or min(self.short_sides) < 0:
             raise UserError(f"output.short_sides is {self.short_sides}: give different sizes in pixels, or 0 for as is")
+        if self.records_per_shard < 1 or self.vocab_size < SMALLEST_VOCAB:
+            raise UserError(
+                f"output.records_per_shard is {self.records_per_shard} and vocab_size {self.vocab_size}: at "
+                f"least 1 and {SMALLEST_VOCAB} (bytes and a few letters)"
+            )
         if not 0 <= self.heldout_fraction < 1:
             raise UserError(f"output.heldout_fraction={self.heldout_fraction} must be at least 0 and below 1")
 

@@ -14,6 +14,7 @@ from data_pipeline.curation.observe import Observation
 RETURNS = 0.4  # a flash's distance from before to after, as a share of the jump into it
 MIN_CHANGE = 14.0  # mean difference of thumbnails, in levels, between the two ends of a cross-fade
 MAX_RESIDUAL = 0.35  # what a blend of the ends may leave unexplained of a frame amid a cross-fade
+MAX_DRIFT = 0.35  # how much of that may change in half the time just outside of the cross-fade
 MAX_LIKENESS = 0.6  # correlation of the ends: beyond it, it is one scene whose light changes
 
 Thumbs = Float32[np.ndarray, "T P"]
@@ -78,6 +79,7 @@ def _blend_change(thumbs: Thumbs, length: int) -> Float32[np.ndarray, " t"]:
     square = np.maximum((direction**2).sum(axis=1), 1e-6)
     ok = (change >= MIN_CHANGE) & (_correlation(first, last) <= MAX_LIKENESS)
     ok &= np.minimum(first.std(axis=1), last.std(axis=1)) > 8  # a flat picture is a fade's, not another shot's
+    ok &= _drift(thumbs, length) <= MAX_DRIFT * change
     weights = []
     for quarter in (1, 2, 3):
         middle = thumbs[quarter * length // 4 :][:count] - first
@@ -87,6 +89,19 @@ def _blend_change(thumbs: Thumbs, length: int) -> Float32[np.ndarray, " t"]:
         weights.append(weight)
     ok &= (weights[1] - weights[0] > 0.08) & (weights[2] - weights[1] > 0.08)
     return np.where(ok, change, 0).astype(np.float32)
+
+
+def _drift(thumbs: Thumbs, length: int) -> Float32[np.ndarray, " t"]:
+    """For each start of a window: how much changes in half its length before it and behind it, the mean of the two.
+
+    A pan looks like a blend as long as it is slow; but it does not begin with the window and end with it.
+    """
+    half, count = length // 2, len(thumbs) - length
+    step = np.abs(thumbs[half:] - thumbs[:-half]).mean(axis=1)  # from each frame to the one half a window later
+    starts = np.arange(count)
+    before = step[np.maximum(starts - half, 0)]
+    behind = step[np.minimum(starts + length, len(step) - 1)]
+    return (before + behind) / 2
 
 
 def _correlation(a: Thumbs, b: Thumbs) -> Float32[np.ndarray, " t"]:

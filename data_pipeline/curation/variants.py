@@ -8,7 +8,7 @@ shaken, blurred and dark clips.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
 from data_pipeline.curation.borders import Crop
-from data_pipeline.video_frames import probe
-from data_pipeline.video_io import iterate_clip, write_video
+from data_pipeline.frames import resample
+from data_pipeline.video_frames import iterate_frames, probe
+from data_pipeline.video_io import write_video
 
 WIDTH, FPS, SECONDS, CRF = 320, 24.0, 2.5, 20
 
@@ -67,7 +68,9 @@ def base_clip(path: Path) -> Video:
     info = probe(path)
     count = min(info.num_frames, int(SECONDS * FPS))
     height = 2 * round(info.height * WIDTH / info.width / 2)
-    return np.stack([_resized(frame, height, WIDTH) for frame in islice(iterate_clip(path, info.fps, 0, count), count)])
+    frames = resample(iterate_frames(path), info.fps, count, 0.25 / info.fps)
+    shown = (frame.scaled(height, WIDTH) if frame.scaled else _resized(frame.rgb(), height, WIDTH) for frame in frames)
+    return np.stack(list(shown))
 
 
 def _write(out: Path, name: str, kind: str, video: Video, segments: Sequence[tuple], crop: Crop | None = None) -> Truth:

@@ -159,7 +159,12 @@ def score_duplicates(
     errors = [f"{clip} is no copy of {other}" for clip, other in of.items() if base[clip] != base[other]]
     kept = Counter(base[clip["clip_id"]] for clip in reached if clip["outcome"] == "kept")
     errors += [f"{name} is kept {count} times" for name, count in kept.items() if count > 1]
-    return {**_rates(right, len(of) - right, total), "errors": errors}
+    kinds = {truth.name: truth.kind for truth in truths}
+    outcomes: dict[str, Counter] = defaultdict(Counter)
+    for clip in reached:
+        outcomes[kinds[clip["source"]]]["kept" if clip["outcome"] == "kept" else "dropped"] += 1
+    by_kind = {kind: dict(counts) for kind, counts in sorted(outcomes.items())}
+    return {**_rates(right, len(of) - right, total), "by_kind": by_kind, "errors": errors}
 
 
 def _base(clip: dict[str, Any], segments: Sequence[tuple[str, int, int]]) -> str:
