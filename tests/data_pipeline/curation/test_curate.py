@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -38,7 +39,9 @@ def curated(films: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_a_folder_becomes_data_sets_and_a_funnel(curated, films):
     out, found = curated
-    outcomes = {line["clip_id"]: line["outcome"] for line in map(json.loads, (out / "clips.jsonl").open())}
+    outcomes = {
+        line["clip_id"]: line["outcome"] for line in map(json.loads, (out / "clips.jsonl").read_text().splitlines())
+    }
     assert outcomes == {
         "two.mp4#000000": "kept",
         "two.mp4#000030": "kept",
@@ -66,7 +69,7 @@ def test_a_folder_becomes_data_sets_and_a_funnel(curated, films):
 
 
 def test_a_killed_driver_and_a_killed_worker_change_nothing(curated, films, tmp_path):
-    """A model that kills its process once; before that the driver is killed when the first results are there."""
+    """The driver is killed when its first results are there; of the one that goes on, a worker."""
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "from tests.data_pipeline.curation.test_curate import CONFIG\n"
@@ -83,8 +86,15 @@ def test_a_killed_driver_and_a_killed_worker_change_nothing(curated, films, tmp_
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert not (out / "funnel.json").exists()
-    curate(str(films), str(out), CONFIG, LocalEngine(2))
-    assert data_bytes(out) == data_bytes(curated[0])
+    killed = []
+
+    def kill_a_worker(stage: str, done: int, total: int) -> None:
+        if not killed:
+            killed.append(multiprocessing.active_children()[0])
+            killed[0].kill()
+
+    curate(str(films), str(out), CONFIG, LocalEngine(2), on_progress=kill_a_worker)
+    assert killed and data_bytes(out) == data_bytes(curated[0])
 
 
 def dies_once(path: Path) -> str:
