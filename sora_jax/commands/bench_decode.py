@@ -2,7 +2,8 @@
 
 FFmpeg does the same work on the same files, `-threads 1 -vf scale,format=rgb24 -f null -`, started once for each
 codec and size (concat demuxer). Rounds alternate. Seconds of the processor are compared, so that other work on the
-machine does not count.
+machine does not count. FFmpeg's default conversion to RGB is a fast one; ours is exact, so that all
+processors give the same bytes, and FFmpeg is measured with our flags too.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from data_pipeline.records import ClipRecord
 from data_pipeline.shards import ShardReader
 from data_pipeline.video_io import iterate_record
 
+OUR_FLAGS = "bicubic+accurate_rnd+full_chroma_int+bitexact"  # as data_pipeline/colour.py converts
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax bench decode`."""
@@ -33,20 +36,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Frames a second of the processor, of both, and their ratio."""
     reader = ShardReader(args.data, "clip")
     records = [reader.read(number) for number in pick(reader, "train", args.num)]
-    ours, theirs, frames = [], [], 0
+    ours, theirs, exact, frames = [], [], [], 0
     with tempfile.TemporaryDirectory() as scratch:
         lists = _lists(records, Path(scratch))
         for _ in range(args.rounds):
             start = time.process_time()
             frames = sum(1 for record in records for _ in iterate_record(record))
             ours.append(time.process_time() - start)
-            theirs.append(sum(_ffmpeg_seconds(args.ffmpeg, path, *size) for path, size in lists))
+            theirs.append(sum(_ffmpeg_seconds(args.ffmpeg, path, *size, "bicubic") for path, size in lists))
+            exact.append(sum(_ffmpeg_seconds(args.ffmpeg, path, *size, OUR_FLAGS) for path, size in lists))
     return {
         "clips": len(records),
         "frames": frames,
         "frames_per_s": frames / min(ours),
         "ffmpeg_frames_per_s": frames / min(theirs),
         "ratio": min(theirs) / min(ours),
+        "ffmpeg_exact_frames_per_s": frames / min(exact),
+        "ratio_exact": min(exact) / min(ours),
     }
 
 
@@ -65,11 +71,21 @@ def _lists(records: list[ClipRecord], scratch: Path) -> list[tuple[Path, tuple[i
     return lists
 
 
-def _ffmpeg_seconds(program: str, path: Path, height: int, width: int) -> float:
+def _ffmpeg_seconds(program: str, path: Path, height: int, width: int, flags: str) -> float:
     """Seconds of the processor. Raises `UserError` if FFmpeg fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     options = ["-nostdin", "-v", "error", "-threads", "1", "-filter_threads", "1", "-f", "concat", "-safe", "0"]
-    command = [program, *options, "-i", str(path), "-vf", f"scale={width}:{height},format=rgb24", "-f", "null", "-"]
+    command = [
+        program,
+        *options,
+        "-i",
+        str(path),
+        "-vf",
+        f"scale={width}:{height}:flags={flags},format=rgb24",
+        "-f",
+        "null",
+        "-",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{program} failed: {done.stderr.strip()[-200:]}")
