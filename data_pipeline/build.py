@@ -111,7 +111,7 @@ def build(
         if (out / "manifest.json").exists():
             manifest = _finished(videos, out, paths, lines, config, loaded, workers)
         else:
-            with _alone_in(out):
+            with alone_in(out):
                 staged = stage_all(
                     videos, out / ".staging", paths, BUILD_VERSION, config.max_seconds, workers, on_progress
                 )
@@ -138,7 +138,7 @@ def build(
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def alone_in(out: Path) -> Iterator[None]:
     """Locks the folder against a second build; the lock ends with the process."""
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY)

@@ -119,6 +119,11 @@ class ClipSource:
         """Clips of any split of the data set, whether or not they hold a crop."""
         return self.reader.num_records(split)
 
+    @property
+    def eligible(self) -> dict[Crop, np.ndarray]:
+        """The record numbers of the clips that hold each crop."""
+        return dict(zip(self.cfg.crops, self._eligible, strict=True))
+
     def shape(self, step: int) -> Crop:
         """(frames, height, width) of every video of a step."""
         return self.cfg.crops[self._crop(step)[0]]

@@ -40,6 +40,8 @@ class Frame:
     """One shown frame: its time, whether the decoder had to conceal damage, and its pixels when asked for.
 
     `size` is (height, width) on display; `geometry` says how the coded picture was turned or stretched ("" if not).
+    `scaled(height, width)` are its pixels at another size, for a fraction of the time where that is much smaller; None
+    where the source cannot do that.
     """
 
     time_s: float
@@ -48,6 +50,7 @@ class Frame:
     size: tuple[int, int]
     geometry: str
     rgb: Callable[[], UInt8[np.ndarray, "Y X 3"]]
+    scaled: Callable[[int, int], UInt8[np.ndarray, "y x 3"]] | None = None
 
 
 def frame_rate(times_s: list[float], declared: float) -> tuple[float, bool]:

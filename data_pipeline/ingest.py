@@ -21,7 +21,7 @@ from data_pipeline.video_frames import iterate_frames, probe
 from data_pipeline.video_io import encode_video
 
 REENCODED = "mp4, H.264 crf 14, gop 8, 1 thread, 8-bit sRGB, square pixels"
-_CRF = 14
+CRF = 14
 MIN_FPS, MAX_FPS = 1.0, 240.0
 MIN_SIDE_PX = 8
 # A slide may be shown for a minute; a broken clock jumps by days, and holding a frame for them would fill the disk.
@@ -180,22 +180,26 @@ def _handling(info: VideoInfo) -> Iterator[str]:
         yield "audio ignored"
 
 
-def _windows(path: Path, clip: Clip, start_s: float, count: int, staged: Path) -> tuple[Clip, ...]:
-    """The clean run of `clip.num_frames` frames, which begins at `start_s`, in windows of nearly equal length."""
-    colour = {
+def reencoded_colour(source: dict[str, str]) -> dict[str, str]:
+    """The colour of what `REENCODED` says, with that of its source."""
+    return {
         "primaries": "bt709",
         "transfer": "bt709",
         "matrix": "bt709",
         "range": "limited",
         "handling": "as is",
-        "source": ", ".join(f"{name} {value}" for name, value in clip.colour.items()),
+        "source": ", ".join(f"{name} {value}" for name, value in source.items()),
     }
+
+
+def _windows(path: Path, clip: Clip, start_s: float, count: int, staged: Path) -> tuple[Clip, ...]:
+    """The clean run of `clip.num_frames` frames, which begins at `start_s`, in windows of nearly equal length."""
     edges = [round(window * clip.num_frames / count) for window in range(count + 1)]
     shown = resample(_until_damage(path, start_s), clip.fps, clip.num_frames, 0.25 / clip.fps, start_s)
     windows = []
     for window, (begin, end) in enumerate(pairwise(edges)):
         pixels = (frame.rgb() for frame in islice(shown, end - begin))
-        video = encode_video(pixels, clip.fps, "mp4", crf=_CRF)
+        video = encode_video(pixels, clip.fps, "mp4", crf=CRF)
         place = {"source_start_s": round(start_s + begin / clip.fps, 6)} if count > 1 or start_s else {}
         windows.append(
             replace(
@@ -204,7 +208,7 @@ def _windows(path: Path, clip: Clip, start_s: float, count: int, staged: Path) -
                 video=_written(staged.with_name(f"{staged.name}.{window:04d}"), video),
                 media_type="video/mp4",
                 num_frames=end - begin,
-                colour=colour,
+                colour=reencoded_colour(clip.colour),
                 scores={**clip.scores, **place},
             )
         )

@@ -6,19 +6,15 @@ build continues; the clips that were encoded again lie beside it. None of them i
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgpack
 
+from data_pipeline.engines import Died, LocalEngine
 from data_pipeline.ingest import REENCODED, Verdict, ingest, verdict_from_plain, verdict_to_plain
 from data_pipeline.walk import printable
-
-logger = logging.getLogger(__name__)
 
 
 def stage_all(
@@ -32,23 +28,15 @@ def stage_all(
 ) -> dict[str, Path]:
     """The staged verdict on every path. A decoder that crashes its process costs only the file that made it crash.
 
-    After a crash the files that may have been in flight (the pool queues one more than it runs) get a process each.
     `version` is that of the build: another one judges anew.
     """
     staging.mkdir(parents=True, exist_ok=True)
     staged: dict[str, Path] = {}
-    left = list(paths)
-    while left:
-        for path, verdict in _stage_in_pool(videos, staging, left, version, max_seconds, workers):
-            staged[path] = verdict
-            on_progress(len(staged), len(paths))
-        left = [path for path in left if path not in staged]
-        for path in left[: 2 * workers + 1]:
-            logger.warning("a process died: %s runs on its own", path)
-            alone = dict(_stage_in_pool(videos, staging, [path], version, max_seconds, 1))
-            staged[path] = alone.get(path) or _crashed(staging, path)
-            on_progress(len(staged), len(paths))
-        left = [path for path in left if path not in staged]
+    task = partial(_stage, videos, staging, version, max_seconds)
+    for place, result in LocalEngine(workers).map(task, paths):
+        path = paths[place]
+        staged[path] = _crashed(staging, path) if isinstance(result, Died) else result
+        on_progress(len(staged), len(paths))
     return staged
 
 
@@ -67,20 +55,7 @@ def file_checksum(path: Path) -> str:
         return ""
 
 
-def _stage_in_pool(
-    videos: Path, staging: Path, paths: list[str], version: int, max_seconds: float, workers: int
-) -> Iterator[tuple[str, Path]]:
-    """Verdicts as they come; stops where a process dies."""
-    with ProcessPoolExecutor(max(1, min(workers, len(paths))), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_stage, videos, staging, path, version, max_seconds): path for path in paths}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                return
-
-
-def _stage(videos: Path, staging: Path, path: str, version: int, max_seconds: float) -> Path:
+def _stage(videos: Path, staging: Path, version: int, max_seconds: float, path: str) -> Path:
     """Ingests one input unless an earlier run has; returns the staged verdict's file."""
     checksum = file_checksum(videos / path)
     key = json.dumps([version, REENCODED, printable(path), checksum, max_seconds])

@@ -148,7 +148,13 @@ def _frame(frame: av.VideoFrame, stream: av.VideoStream, time_s: float, corrupt:
     stretched = f"pixels of {aspect.numerator}:{aspect.denominator} made square" if aspect != 1 else ""
     geometry = ", ".join(filter(None, ["turned upright" if any(turn) else "", stretched]))
     pixels = partial(_pixels, frame, height, width, turn)
-    return Frame(time_s, corrupt, colour.describe(frame), size, geometry, pixels)
+    return Frame(time_s, corrupt, colour.describe(frame), size, geometry, pixels, partial(_scaled, frame, turn))
+
+
+def _scaled(
+    frame: av.VideoFrame, turn: tuple[bool, bool, bool], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    return _pixels(frame, *((width, height) if turn[0] else (height, width)), turn)
 
 
 def _pixels(frame: av.VideoFrame, height: int, width: int, turn: tuple[bool, bool, bool]) -> UInt8[np.ndarray, "Y X 3"]:

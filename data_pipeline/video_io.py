@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "decode_record",
     "encode_video",
+    "iterate_clip",
     "iterate_record",
     "probe",
     "record_frames",
@@ -84,6 +85,14 @@ def iterate_record(record: ClipRecord, fps: float | None = None) -> Iterator[UIn
             found, said = (f"{size[1]}x{size[0]}" for size in (frame.shape, (record.height, record.width)))
             raise UserError(f"{record.clip_id} decodes to {found}, its record says {said}: rebuild")
         yield frame[top : top + height, left : left + width]
+
+
+def iterate_clip(source: Source, fps: float, start: int, num_frames: int) -> Iterator[UInt8[np.ndarray, "Y X 3"]]:
+    """Frames `[start, start + num_frames)` of a source whose constant rate is `fps`, one in memory at a time.
+
+    Raises `UserError` where the file cannot be read on or changes its size.
+    """
+    yield from _decode(source, fps, fps, start / fps, num_frames)
 
 
 def _decode(source: Source, source_fps: float, fps: float, start_s: float, num_frames: int) -> Iterator[np.ndarray]:

@@ -17,6 +17,10 @@ SIDECARS = frozenset(
     {".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".html", ".xml", ".yaml", ".yml", ".srt", ".vtt", ".ass", ".log"}
     | {".py", ".sh", ".sha256", ".npy", ".npz", ".parquet"}
 )
+# What others call the columns of a captions file: Hugging Face's folders, WebDataset's and others' metadata.
+CAPTION_FILES = tuple(f"{name}.{ending}" for name in ("captions", "metadata") for ending in ("jsonl", "csv", "parquet"))
+PATH_COLUMNS = ("path", "file_name", "video")
+CAPTION_COLUMNS = ("caption", "text")
 # DROID: <lab>_<weekday>_<month>_<day>_<time>_<year>_<camera serial>; the episode is all but the camera.
 DROID_GROUP = r"(?P<group>[0-9a-f]{8}_\w{3}_\w{3}_{1,2}\d{1,2}_\d\d-\d\d-\d\d_\d{4})_\d+\.\w+$"
 
@@ -74,32 +78,51 @@ def printable(path: str) -> str:
 
 
 def read_captions(path: Path | None, videos: Path) -> dict[str, list[CaptionLine]]:
-    """Caption lines by relative path. `path` None means `captions.jsonl` or `captions.csv` in the folder, if there.
+    """Caption lines by relative path. `path` None means the first of `CAPTION_FILES` that is in the folder.
 
-    Columns: path and caption, optionally caption_source, language, group, license. Raises `UserError` naming the
-    line that is wrong.
+    Columns: path (or file_name, video) and caption (or text), optionally caption_source, language, group, license.
+    Raises `UserError` naming the line that is wrong.
     """
     if path is None:
-        path = next((p for p in (videos / "captions.jsonl", videos / "captions.csv") if p.is_file()), None)
+        path = next((p for p in (videos / name for name in CAPTION_FILES) if p.is_file()), None)
         if path is None:
             return {}
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise UserError(f"captions file {path} must end in .csv or .jsonl")
     captions: dict[str, list[CaptionLine]] = {}
+    for number, row in metadata_rows(path):
+        name = named(row, PATH_COLUMNS, path, number)
+        captions.setdefault(_path_within(videos, name, path), []).append(caption_line(row, path, number))
+    if not captions:
+        raise UserError(f"captions file {path} has no captions: write a line a clip, or delete it to go without")
+    return captions
+
+
+def metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line or row number, row) of a .csv, .jsonl or .parquet file. Raises `UserError` for anything else."""
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".jsonl", ".parquet"):
+        raise UserError(f"captions file {path} must end in .csv, .jsonl or .parquet")
     try:
+        if kind == ".parquet":
+            yield from _parquet_rows(path)
+            return
         with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, row in _csv_rows(file, path) if path.suffix.lower() == ".csv" else _json_rows(file, path):
-                name = _text(row, "path", path, number)
-                captions.setdefault(_path_within(videos, name, path), []).append(_caption_line(row, path, number))
+            yield from _csv_rows(file, path) if kind == ".csv" else _json_rows(file, path)
     except csv.Error as error:
         raise UserError(f"captions file {path} is no CSV ({error}): quote a text with commas or line breaks") from error
     except UnicodeDecodeError as error:
         raise UserError(f"captions file {path} is not UTF-8 ({error}): save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"captions file {path} cannot be read: {error.strerror or error}") from error
-    if not captions:
-        raise UserError(f"captions file {path} has no captions: write a line a clip, or delete it to go without")
-    return captions
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    from pyarrow import ArrowInvalid, parquet  # a second, which few need
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except ArrowInvalid as error:
+        raise UserError(f"captions file {path} is no Parquet file ({error})") from error
+    yield from enumerate(rows)
 
 
 def _path_within(videos: Path, name: str, captions: Path) -> str:
@@ -138,10 +161,11 @@ def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _text(row: dict[str, Any], column: str, path: Path, number: int) -> str:
-    value = row.get(column)
+def named(row: dict[str, Any], columns: tuple[str, ...], path: Path, number: int) -> str:
+    """The text in the first of `columns` that the row has. Raises `UserError` if there is none."""
+    value = next((row[column] for column in columns if column in row), None)
     if not isinstance(value, str):
-        raise UserError(f"{path} line {number} has no text in {column!r}: it has {sorted(map(str, row))}")
+        raise UserError(f"{path} line {number} has no text in {columns[0]!r}: it has {sorted(map(str, row))}")
     return value
 
 
@@ -155,11 +179,12 @@ def _storable(text: str, path: Path, number: int) -> str:
     return text
 
 
-def _caption_line(row: dict[str, Any], path: Path, number: int) -> CaptionLine:
+def caption_line(row: dict[str, Any], path: Path, number: int) -> CaptionLine:
+    """A row's caption and what else it says of its clip."""
     columns = ("caption_source", "language", "group", "license", "licence")
     optional = {name: _storable(str(row.get(name) or ""), path, number) for name in columns}
     return CaptionLine(
-        text=_storable(_text(row, "caption", path, number).strip(), path, number),
+        text=_storable(named(row, CAPTION_COLUMNS, path, number).strip(), path, number),
         source=optional["caption_source"] or "unknown",
         language=optional["language"] or "und",
         group=optional["group"],

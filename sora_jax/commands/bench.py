@@ -20,6 +20,8 @@ BENCHES = {
     "crops": "an autoencoder's mixed shapes: a program for each, against one padded to the largest",
     "packing": "how full and how balanced the packing plan's rows are, on real or synthetic lengths",
     "loader": "tokens or frames a second from one data set through the stream",
+    "curation": "precision and recall of cuts, borders, limits and duplicates on variants of real clips",
+    "decode": "decoded frames a second of clip shards, beside FFmpeg's own program",
     "loop": "the training loop's time over the bare jitted step's",
     "storm": "one short run, killed hundreds of times: what is lost, and whether it ends the same",
     "checkpoint": "what saves, restores and restarts cost a run",

@@ -1,24 +1,23 @@
-"""`sora-jax data`: synth renders a world, build makes clip shards of a folder, outcomes says what each file became."""
+"""`sora-jax data`: synth renders a world, build makes clip shards of a folder, outcomes says what each file became;
+curate makes data sets of anything, doctor says what a run would see of one, show draws it."""
 
 import argparse
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.errors import UserError
 from data_pipeline.outcomes import outcomes_table
 from data_pipeline.synthetic.generate import WorldConfig, generate
 from data_pipeline.synthetic.worlds import WORLDS
+from sora_jax.commands import data_curate, data_doctor, data_show
+from sora_jax.commands.data_options import add_workers, progress
+
+MORE = {"curate": data_curate, "doctor": data_doctor, "show": data_show}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="synth|build|outcomes")
+    verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="synth|build|outcomes|curate|doctor|show")
     synth = verbs.add_parser("synth", help="render a procedural captioned world with ground truth")
     synth.add_argument("--out", type=Path, required=True, help="folder to write to")
     synth.add_argument("--clips", type=int, required=True, help="number of clips")
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synth.add_argument("--world", choices=sorted(WORLDS), default="rich")
     synth.add_argument("--size", help="WIDTHxHEIGHT for all clips instead of the world's own sizes")
     synth.add_argument("--frames", type=int, help="frames of all clips instead of the world's own choice")
-    _add_workers(synth)
+    add_workers(synth)
     synth.set_defaults(data_run=_synth)
 
     shards = verbs.add_parser("build", help="a folder of videos and images to clip shards")
@@ -47,13 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shards.add_argument("--records_per_shard", type=int, default=defaults.records_per_shard)
     shards.add_argument("--vocab_size", type=int, default=defaults.vocab_size)
     shards.add_argument("--license", default=defaults.license, help="licence of files whose caption line names none")
-    _add_workers(shards)
+    add_workers(shards)
     shards.set_defaults(data_run=_build)
 
     table = verbs.add_parser("outcomes", help="a Markdown table of what a build made of every input")
     table.add_argument("--data", type=Path, required=True, help="folder of a built data set")
     table.add_argument("--out", type=Path, required=True, help="Markdown file to write")
     table.set_defaults(data_run=_outcomes)
+
+    for name, module in MORE.items():
+        parser = verbs.add_parser(name, help=module.__doc__.splitlines()[0])
+        module.add_arguments(parser)
+        parser.set_defaults(data_run=module.run)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _synth(args: argparse.Namespace) -> dict[str, Any]:
     config = WorldConfig(args.world, args.clips, args.seed, _size(args.size), args.frames)
-    with _progress(f"rendering the {args.world} world") as report:
+    with progress(f"rendering the {args.world} world") as report:
         clips = generate(args.out, config, args.workers, on_progress=lambda done: report(done, args.clips))
     return {"clips": clips, "world": args.world, "out": str(args.out), "captions": str(args.out / "captions.jsonl")}
 
@@ -76,7 +80,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         vocab_size=args.vocab_size,
         license=args.license,
     )
-    with _progress("reading videos") as report:
+    with progress("reading videos") as report:
         counts = build(args.videos, args.out, config, args.captions, args.tokenizer, args.workers, on_progress=report)
     return {**counts, "out": str(args.out)}
 
@@ -88,18 +92,6 @@ def _outcomes(args: argparse.Namespace) -> dict[str, Any]:
     return {**counts, "out": str(args.out)}
 
 
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=_workers, default=os.cpu_count() or 1, help="processes; the result is the same"
-    )
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
-    return int(text)
-
-
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -107,12 +99,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (width.isdecimal() and height.isdecimal()):
         raise UserError(f"--size {text!r} must be WIDTHxHEIGHT, such as 64x48")
     return int(width), int(height)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields `report(done, total)`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

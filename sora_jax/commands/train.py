@@ -57,13 +57,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return train(prepared, args.workdir, started=process_started(), from_step=args.from_step)
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+TRAINING_SECTIONS: Mapping[str, Any] = {"train": TrainConfig(task=""), "optim": OptimConfig()}
+
+
+def load_config(
+    path: str, overrides: Sequence[str] = (), sections: Mapping[str, Any] = TRAINING_SECTIONS
+) -> ConfigDict:
     """`get_config()` of the file at `path` (`FILE.py` or `FILE.py:argument`) with `--config.name=value` applied.
 
-    Raises UserError for a missing file, a field that does not exist (naming the nearest), a value of another type.
+    `sections` are dataclass instances with the defaults of what the file leaves out. Raises UserError for a missing
+    file, a field that does not exist (naming the nearest), a value of another type.
     """
     config = _call_get_config(path)
-    for section, defaults in (("train", TrainConfig(task="")), ("optim", OptimConfig())):
+    for section, defaults in sections.items():
         # What the file leaves at its default can be set on the command line too, and is kept with the run.
         written = config.get(section, {})
         config[section] = {**dataclasses.asdict(defaults), **written}

@@ -1,0 +1,87 @@
+"""Near duplicates: pairs by perceptual hashes and signatures, clusters of pairs, the best of each cluster.
+
+Hashes are cut into four bands of 16 bits; clips that share a band of some hash are compared (multi-index hashing,
+Norouzi et al. 2012: no pair within three bits is missed; of farther ones some, but a clip has several hashes). Pairs
+are joined into clusters as in SemDeDup (Abbas et al. 2023), whose embeddings may take the place of our signatures.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from data_pipeline.curation.candidate import Candidate, Reason, Rejected
+from data_pipeline.curation.config import DuplicateConfig
+
+BANDS, BAND_BITS = 4, 16
+MAX_NEIGHBOURS = 256  # in a crowded band a clip is compared with as many, next in order of their whole hashes
+BLOCK = 4096
+
+
+def drop_duplicates(clips: Sequence[Candidate], cfg: DuplicateConfig) -> list[Candidate]:
+    """The clips in their order, all but the best of each cluster rejected with the one that stays in their place."""
+    clips = list(clips)
+    cluster = duplicate_clusters(clips, cfg)
+    best: dict[int, int] = {}
+    for number, root in enumerate(cluster):
+        best[root] = min(best.get(root, number), number, key=lambda n: (_worth(clips[n]), clips[n].clip_id))
+    for number, root in enumerate(cluster):
+        if best[root] != number:
+            why = Rejected("duplicates", Reason.DUPLICATE, f"of {clips[best[root]].clip_id}")
+            clips[number] = dataclasses.replace(clips[number], rejected=why)
+    return clips
+
+
+def _worth(clip: Candidate) -> tuple[float, ...]:
+    """Smallest for the best: more pixels, then longer, then untouched, then sharper."""
+    return (-clip.crop[2] * clip.crop[3], -round(clip.duration_s, 1), not clip.whole, -clip.measures["sharpness"])
+
+
+def duplicate_clusters(clips: Sequence[Candidate], cfg: DuplicateConfig) -> list[int]:
+    """For each clip the number of the first clip in its cluster (single linkage)."""
+    roots = list(range(len(clips)))
+
+    def root(number: int) -> int:
+        while roots[number] != number:
+            roots[number] = roots[roots[number]]
+            number = roots[number]
+        return number
+
+    if len(clips) > 1:
+        vectors = np.stack([clip.vector() for clip in clips])
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+        for a, b in _similar(_proposed_pairs(clips, cfg.max_bits), vectors, cfg.min_similarity):
+            first, second = sorted((root(int(a)), root(int(b))))
+            roots[second] = first
+    return [root(number) for number in range(len(clips))]
+
+
+def _proposed_pairs(clips: Sequence[Candidate], max_bits: int) -> Int64[np.ndarray, "p 2"]:
+    """Unique pairs (a < b) of clips of which some hashes share a band and differ in at most `max_bits`."""
+    owners = np.repeat(np.arange(len(clips)), [len(clip.hashes) for clip in clips])
+    hashes = np.array([value for clip in clips for value in clip.hashes], np.uint64)
+    found = [np.zeros((0, 2), np.int64)]
+    for band in range(BANDS):
+        keys = (hashes >> np.uint64(BAND_BITS * band)) & np.uint64((1 << BAND_BITS) - 1)
+        order = np.lexsort((hashes, keys))
+        keys, owner, value = keys[order], owners[order], hashes[order]
+        for step in range(1, min(MAX_NEIGHBOURS, len(keys))):
+            same = np.flatnonzero(keys[step:] == keys[:-step])
+            if not len(same):
+                break
+            near = same[np.bitwise_count(value[same] ^ value[same + step]) <= max_bits]
+            pairs = np.sort(np.stack([owner[near], owner[near + step]], axis=1), axis=1)
+            found.append(np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _similar(
+    pairs: Int64[np.ndarray, "p 2"], vectors: Float32[np.ndarray, "n E"], least: float
+) -> Int64[np.ndarray, "q 2"]:
+    kept = [pairs[:0]]
+    for start in range(0, len(pairs), BLOCK):
+        block = pairs[start : start + BLOCK]
+        similarity = (vectors[block[:, 0]] * vectors[block[:, 1]]).sum(axis=1)
+        kept.append(block[similarity >= least])
+    return np.concatenate(kept)

@@ -1,0 +1,183 @@
+"""`sora-jax bench curation`: precision and recall of cuts, borders, limits and duplicates on variants of real clips.
+
+Base clips are cut from files that hold one shot each (`--videos`, less `--exclude`); what is made of them, and what is
+true of it, says `data_pipeline/curation/variants.py`. The funnel of the curation stays in `--out`.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.curation.config import CurationConfig
+from data_pipeline.curation.curate import curate
+from data_pipeline.curation.variants import Truth, make_variants
+from data_pipeline.engines import LocalEngine
+from data_pipeline.walk import find_inputs
+from sora_jax.commands.data_options import add_workers, progress
+from sora_jax.commands.train import load_config
+from sora_jax.config import build_config
+
+CUT_TOLERANCE = 2  # frames
+BORDER_TOLERANCE = 4  # pixels on each edge, twice the inset that is meant
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `sora-jax bench curation`."""
+    parser.add_argument("--videos", type=Path, required=True, help="folder of clips that hold one shot each")
+    parser.add_argument("--exclude", default="", help="names of files that hold several, with commas")
+    parser.add_argument("--clips", type=int, default=45, help="base clips, in turn from each folder")
+    parser.add_argument("--config", default="configs/curation_shared.py", metavar="FILE.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the variants and the curation")
+    add_workers(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Precision and recall by what was looked for, and what was wrong, by name."""
+    excluded = set(filter(None, args.exclude.split(",")))
+    names = [name for name in find_inputs(args.videos, args.out) if Path(name).name not in excluded]
+    truths = make_variants([args.videos / name for name in pick(names, args.clips)], args.out / "videos")
+    config = build_config(CurationConfig, load_config(args.config, args.overrides, {}).to_dict(), "config")
+    start = time.monotonic()
+    with progress("curating") as report:
+        engine = LocalEngine(args.workers)
+        found = curate(
+            str(args.out / "videos"), str(args.out / "curated"), config, engine,
+            on_progress=lambda _, done, total: report(done, total),
+        )  # fmt: skip
+    seconds = time.monotonic() - start
+    clips = [json.loads(line) for line in (args.out / "curated" / "clips.jsonl").read_text().splitlines()]
+    by_source = defaultdict(list)
+    for clip in clips:
+        by_source[clip["source"]].append(clip)
+    rejected = [json.loads(line) for line in (args.out / "curated" / "rejected.jsonl").read_text().splitlines()]
+    return {
+        "files": len(truths),
+        "seconds": seconds,
+        "cuts": score_cuts(truths, by_source),
+        "borders": score_borders(truths, by_source),
+        "limits": score_limits(truths, by_source),
+        "duplicates": score_duplicates(truths, clips, rejected),
+        "funnel": found["funnel"],
+    }
+
+
+def pick(names: Sequence[str], count: int) -> list[str]:
+    """`count` names, in turn from each folder."""
+    place: Counter[str] = Counter()
+    turns = []
+    for name in names:
+        folder = str(Path(name).parent)
+        turns.append((place[folder], name))
+        place[folder] += 1
+    return sorted(name for _, name in sorted(turns)[:count])
+
+
+def score_cuts(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """By kind of transition. A boundary between two clips found within `CUT_TOLERANCE` of a transition is right."""
+    found, wrong, total = Counter(), Counter(), Counter()
+    names = []
+    for truth in truths:
+        edges = _boundaries(clips[truth.name])
+        total[truth.kind] += len(truth.cuts)
+        left = list(truth.cuts)
+        for first, last in edges:
+            hit = next(
+                (cut for cut in left if first <= cut[1] + CUT_TOLERANCE and last >= cut[0] - CUT_TOLERANCE), None
+            )
+            if hit is None:
+                wrong[truth.kind] += 1
+                names.append(f"{truth.name} at {first}")
+            else:
+                left.remove(hit)
+                found[truth.kind] += 1
+        names += [f"{truth.name} misses {cut}" for cut in left]
+    by_kind = {kind: f"{found[kind]} of {total[kind]}, {wrong[kind]} wrong" for kind in sorted(total)}
+    return {
+        **_rates(sum(found.values()), sum(wrong.values()), sum(total.values())),
+        "by_kind": by_kind,
+        "errors": names,
+    }
+
+
+def _boundaries(clips: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """[end, start) between neighbouring clips of a source, in frames."""
+    fps = 24.0
+    frames = sorted((round(clip["start_s"] * fps), round(clip["end_s"] * fps)) for clip in clips)
+    return [(a[1], b[0]) for a, b in pairwise(frames)]
+
+
+def score_borders(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Clips with bars, of which the found picture lies inside the true one and close to it; others must stay whole."""
+    found = wrong = total = 0
+    names = []
+    for truth in truths:
+        barred = truth.kind in ("letterbox", "pillarbox")
+        total += barred
+        for clip in clips[truth.name]:
+            top, left, height, width = clip["crop"]
+            edges = (top, left, top + height, left + width)
+            is_whole = top == left == 0 and not _is_cropped(clip, truth)
+            true = (truth.crop[0], truth.crop[1], truth.crop[0] + truth.crop[2], truth.crop[1] + truth.crop[3])
+            close = all(abs(a - b) <= BORDER_TOLERANCE for a, b in zip(edges, true, strict=True))
+            found += barred and close
+            wrong += (not barred and not is_whole) or (barred and not close and not is_whole)
+            if barred != close or (not barred and not is_whole):
+                names += [] if (not barred and is_whole) else [f"{truth.name}: {clip['crop']}, true {truth.crop}"]
+    return {**_rates(found, wrong, total), "errors": names}
+
+
+def _is_cropped(clip: dict[str, Any], truth: Truth) -> bool:
+    return tuple(clip["crop"][2:]) != tuple(truth.crop[2:])
+
+
+def score_limits(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """Of clips that were spoiled, how many broke the limit meant, or another; and how many base clips were dropped."""
+    outcomes: dict[str, Counter] = defaultdict(Counter)
+    for truth in truths:
+        if truth.spoiled or truth.kind == "base":
+            for clip in clips[truth.name]:
+                stage, _, reason = clip["outcome"].partition(": ")
+                outcomes[truth.spoiled or "base"][reason if stage == "filters" else "passed"] += 1
+    return {kind: ", ".join(f"{n} {reason}" for reason, n in found.most_common()) for kind, found in outcomes.items()}
+
+
+def score_duplicates(
+    truths: Sequence[Truth], clips: Iterable[dict[str, Any]], rejected: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
+    """Of the clips that passed the limits: those dropped as a copy of a clip of the same base are right."""
+    segments = {truth.name: truth.segments for truth in truths}
+    base = {clip["clip_id"]: _base(clip, segments[clip["source"]]) for clip in clips}
+    reached = [c for c in clips if c["outcome"].split(":")[0] in ("kept", "duplicates", "balance", "render")]
+    total = len(reached) - len({base[clip["clip_id"]] for clip in reached})
+    of = {line["path"]: line["detail"].removeprefix("of ") for line in rejected if line["stage"] == "duplicates"}
+    right = sum(base[clip] == base[other] for clip, other in of.items())
+    errors = [f"{clip} is no copy of {other}" for clip, other in of.items() if base[clip] != base[other]]
+    kept = Counter(base[clip["clip_id"]] for clip in reached if clip["outcome"] == "kept")
+    errors += [f"{name} is kept {count} times" for name, count in kept.items() if count > 1]
+    kinds = {truth.name: truth.kind for truth in truths}
+    outcomes: dict[str, Counter] = defaultdict(Counter)
+    for clip in reached:
+        outcomes[kinds[clip["source"]]]["kept" if clip["outcome"] == "kept" else "dropped"] += 1
+    by_kind = {kind: dict(counts) for kind, counts in sorted(outcomes.items())}
+    return {**_rates(right, len(of) - right, total), "by_kind": by_kind, "errors": errors}
+
+
+def _base(clip: dict[str, Any], segments: Sequence[tuple[str, int, int]]) -> str:
+    """The base clip that shares most frames with this one."""
+    start, end = round(clip["start_s"] * 24), round(clip["end_s"] * 24)
+    return max(segments, key=lambda segment: min(end, segment[2]) - max(start, segment[1]))[0]
+
+
+def _rates(right: int, wrong: int, total: int) -> dict[str, Any]:
+    return {
+        "precision": right / max(right + wrong, 1),
+        "recall": right / max(total, 1),
+        "right": right,
+        "wrong": wrong,
+        "true": total,
+    }

@@ -1,0 +1,126 @@
+"""Each stage on its own: cuts where they are, borders where they are, copies and only copies."""
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from data_pipeline.curation.balance import balance
+from data_pipeline.curation.borders import picture_area
+from data_pipeline.curation.candidate import Candidate, Reason
+from data_pipeline.curation.config import BalanceConfig, DuplicateConfig, FilterConfig, ShotConfig
+from data_pipeline.curation.duplicates import drop_duplicates
+from data_pipeline.curation.filters import apply_limits, windows
+from data_pipeline.curation.observe import Observation, observe
+from data_pipeline.curation.shots import split_shots
+from data_pipeline.curation.signature import perceptual_hashes, signature
+from data_pipeline.frames import Frame
+from tests.data_pipeline.curation.conftest import FPS, scene
+
+
+def seen(video: np.ndarray) -> Observation:
+    frames = (Frame(n / FPS, False, {}, f.shape[:2], "", lambda f=f: f) for n, f in enumerate(video))
+    return observe(frames, FPS, ShotConfig())
+
+
+def shots(*parts: np.ndarray) -> list[tuple[int, int]]:
+    return split_shots(seen(np.concatenate(parts)), ShotConfig())
+
+
+def test_cuts_fades_and_cross_fades_are_found_and_flashes_are_none():
+    a, b = scene(1), scene(2)
+    assert shots(a, b) == [(0, 30), (30, 60)]
+    ramp = np.linspace(1, 0, 6)[:, None, None, None]
+    black = np.zeros_like(a[:4])
+    (first, second) = shots(
+        a[:-6], (a[-6:] * ramp).astype(np.uint8), black, (b[:6] * ramp[::-1]).astype(np.uint8), b[6:]
+    )
+    assert first[0] == 0 and 28 <= first[1] <= 30 and 34 <= second[0] <= 36 and second[1] == 64
+    weight = (np.arange(10)[:, None, None, None] + 1) / 11
+    a, b = scene(1, pace=0.25), scene(2, pace=0.25)
+    (first, second) = shots(a[:-10], (a[-10:] * (1 - weight) + b[:10] * weight).astype(np.uint8), b[10:])
+    assert first[0] == 0 and 15 <= first[1] <= 23 and 27 <= second[0] <= 35 and second[1] == 50
+    flash = a.copy()
+    flash[14:16] = 255 - (255 - flash[14:16]) // 6
+    assert shots(flash) == [(0, 30)]
+    brighter = (a * np.linspace(0.5, 1, 30)[:, None, None, None]).astype(np.uint8)
+    assert shots(brighter) == [(0, 30)]  # light that changes is no cross-fade
+
+
+def test_bars_are_cut_off_and_dark_pictures_are_left_alone():
+    film = scene(3)
+    barred = np.pad(film, ((0, 0), (12, 12), (20, 20), (0, 0)))
+    top, left, height, width = picture_area(seen(barred).samples, *barred.shape[1:3])
+    assert 12 <= top <= 14 and 20 <= left <= 22 and top + height <= 84 and left + width <= 148
+    assert height >= 66 and width >= 122
+    dusk = (film * np.linspace(0, 1, 72)[None, :, None, None]).astype(np.uint8)  # dark towards the top, without an edge
+    for whole in (film, dusk):
+        assert picture_area(seen(whole).samples, 72, 128) == (0, 0, 72, 128)
+
+
+def candidate(name: str, video: np.ndarray, **measures: float) -> Candidate:
+    look = seen(video)
+    height, width = video.shape[1:3]
+    crop = picture_area(look.samples, height, width)
+    return Candidate(
+        name, 0, len(video), FPS, height, width, crop, "video/mp4", {}, True,
+        measures={"sharpness": 100.0, "luma": 100.0, "clipped": 0.0, "bits_per_pixel": 1.0, "motion": 0.1, "shake": 0.0}
+        | measures,
+        hashes=perceptual_hashes(look.samples, height, width, crop),
+        signature=signature(look, 0, len(video), crop).tobytes(),
+    )  # fmt: skip
+
+
+def test_copies_are_dropped_and_other_films_of_the_same_place_are_not():
+    film = scene(1)
+    room = np.repeat(scene(2)[:1], 30, axis=0)
+    walks = [room.copy(), room.copy()]
+    for number in range(30):
+        walks[0][number, 20:44, 3 * number : 3 * number + 20] = 240
+        walks[1][number, 30:54, 100 - 3 * number : 120 - 3 * number] = 240
+    clips = [
+        candidate("smaller", film[:, ::2, ::2]),
+        candidate("film", film),
+        candidate("barred", np.pad(film, ((0, 0), (12, 12), (0, 0), (0, 0)))),
+        candidate("left", walks[0]),
+        candidate("right", walks[1]),
+    ]
+    found = {clip.source_id: clip.rejected for clip in drop_duplicates(clips, DuplicateConfig())}
+    assert [name for name, why in found.items() if why is None] == ["film", "left", "right"]
+    assert found["smaller"] and found["smaller"].reason == Reason.DUPLICATE and found["smaller"].detail == "of film"
+
+
+def test_quotas_thin_the_crowded_cluster_and_do_not_depend_on_who_else_is_there():
+    rng = np.random.default_rng(0)
+    centres = np.eye(3, 16)
+    vectors = np.concatenate(
+        [np.repeat(centres[:1], 20, 0), np.repeat(centres[1:2], 4, 0), np.repeat(centres[2:], 3, 0)]
+    )
+    vectors = (vectors + 0.05 * rng.normal(size=vectors.shape)).astype(np.float16)
+    base = candidate("x", scene(1))
+    clips = [dataclasses.replace(base, source_id=f"c{n}", embedding=v.tobytes()) for n, v in enumerate(vectors)]
+    kept = [clip.rejected is None for clip in balance(clips, BalanceConfig(num_clusters=3, quota=1.0))]
+    assert sum(kept[:20]) == 9 and all(kept[20:])
+    fewer = balance(clips[:20] + clips[24:], BalanceConfig(num_clusters=2, quota=0.5))
+    assert {c.source_id for c in fewer[:20] if not c.rejected} <= {
+        c.source_id for c, k in zip(clips, kept, strict=True) if k
+    }
+
+
+@pytest.mark.parametrize(
+    ("measure", "value", "reason"),
+    [("motion", 0.0, Reason.STATIC), ("shake", 0.1, Reason.SHAKING), ("sharpness", float("nan"), Reason.BLURRED)],
+)
+def test_limits_give_typed_reasons_with_both_numbers(measure, value, reason):
+    limits = FilterConfig(min_short_side=64, min_fps=10)
+    clip = candidate("x", scene(1))
+    assert apply_limits(clip, limits).rejected is None
+    rejected = apply_limits(dataclasses.replace(clip, measures=clip.measures | {measure: value}), limits).rejected
+    assert rejected and rejected.reason == reason and f"{value:.3g}" in rejected.detail
+
+
+def test_windows_cover_a_shot_in_nearly_equal_pieces():
+    pieces = list(windows(5, 105, 10.0, FilterConfig(min_duration_s=1, max_duration_s=3)))
+    assert pieces[0][0] == 5 and pieces[-1][1] == 105 and all(a[1] == b[0] for a, b in pairwise(pieces))
+    assert {end - start for start, end in pieces} == {25}
