@@ -13,8 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.errors import UserError
 from data_pipeline.outcomes import outcomes_table
-from data_pipeline.synthetic.generate import WorldConfig, generate
-from data_pipeline.synthetic.worlds import WORLDS
+from data_pipeline.synthetic.generate import WORLD_NAMES, WorldConfig, generate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synth.add_argument("--out", type=Path, required=True, help="folder to write to")
     synth.add_argument("--clips", type=int, required=True, help="number of clips")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--world", choices=sorted(WORLDS), default="rich")
+    synth.add_argument("--world", choices=sorted(WORLD_NAMES), default="rich")
     synth.add_argument("--size", help="WIDTHxHEIGHT for all clips instead of the world's own sizes")
     synth.add_argument("--frames", type=int, help="frames of all clips instead of the world's own choice")
     _add_workers(synth)

@@ -27,17 +27,18 @@ from sora_jax.generation.loading import TrainedRun, load_run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options that this metric adds to `sora-jax evaluate`."""
-    parser.add_argument("--run", type=Path, help="modes: a trained generator's run")
-    parser.add_argument("--latents", type=Path, help="modes: the run's latents, if they have moved since training")
-    parser.add_argument("--steps", type=int, default=20, help="modes: solver steps (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="modes: guidance scale (default: %(default)s)")
-    parser.add_argument("--solver", default="euler", help="modes: the solver (default: %(default)s)")
+    parser.add_argument("--run", type=Path, help="a trained generator's run, to sample from")
+    parser.add_argument("--latents", type=Path, help="the run's latents, if they have moved since training")
+    parser.add_argument("--steps", type=int, default=20, help="solver steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument("--solver", help="the solver (default: unipc; modes: euler)")
 
 
 def measure_modes(args: argparse.Namespace) -> dict[str, Any]:
     """The table, and a sheet beside `--out` with one result of each mode."""
     if args.run is None:
         raise UserError("--metric modes needs --run RUN, a trained generator's run")
+    args.solver = args.solver or "euler"
     sampling = SamplingConfig(args.steps, args.guidance, args.solver)
     run = load_run(args.run, latents=args.latents)
     cases, vocabulary = read_cases(args, run)
