@@ -11,6 +11,7 @@
 A story is frames, one caption, and the truth. Its first words name its kind. Lengths are pixels, as in `scene`.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +66,7 @@ class Story:
 
 
 def draw_story(seed: int, index: int, size: tuple[int, int] | None = None, frames: int | None = None) -> Story:
-    """Clip `index`: the kinds take turns. `size` is (width, height). Raises UserError for what is too small for them."""
+    """Clip `index`: the kinds take turns. `size` is (width, height). Raises UserError for what is too small."""
     if min(size or SIZE) < LEAST_SIDE or (frames or FRAMES) < LEAST_FRAMES:
         raise UserError(
             f"the simulation world needs {LEAST_SIDE} pixels a side and {LEAST_FRAMES} frames, asked for are "
@@ -105,7 +106,7 @@ def _cover(pixels: Float32[np.ndarray, "Y X 3"], cover: Float32[np.ndarray, "Y X
 def _line(track: Float32[np.ndarray, "n 2"], x: Float32[np.ndarray, "Y X"], y: Float32[np.ndarray, "Y X"]):
     """The distance of each pixel to a path."""
     best = np.hypot(x - track[0, 0], y - track[0, 1])
-    for start, end in zip(track[:-1], track[1:], strict=True):
+    for start, end in itertools.pairwise(track):
         way = end - start
         along = np.clip(((x - start[0]) * way[0] + (y - start[1]) * way[1]) / max(float(way @ way), 1e-9), 0, 1)
         best = np.minimum(best, np.hypot(x - start[0] - along * way[0], y - start[1] - along * way[1]))
@@ -214,7 +215,9 @@ def _paint(rng: np.random.Generator, width: int, height: int, num: int) -> Story
     if rng.random() < 0.5:
         track = np.stack([width - track[:, 0], track[:, 1]], -1)
     caption = f"paint: a {colour} brush paints a line across the picture and leaves"
-    return Story("paint", width, height, num, (Sprite(colour, "circle", size, track, None, True),), caption, _ground(rng))
+    return Story(
+        "paint", width, height, num, (Sprite(colour, "circle", size, track, None, True),), caption, _ground(rng)
+    )
 
 
 def _return(rng: np.random.Generator, width: int, height: int, num: int) -> Story:

@@ -38,6 +38,7 @@ from sora_jax.commands import (
     evaluate_follow,
     evaluate_modes,
     evaluate_run,
+    evaluate_scaling,
     evaluate_seams,
     evaluate_simulation,
     evaluate_weights,
@@ -204,7 +205,7 @@ def measure_features(args: argparse.Namespace) -> dict[str, Any]:
     return evaluate_features.measure(args, _progress)
 
 
-VERBS = {"convert-weights": evaluate_weights, "train-embedded": evaluate_embedded}
+VERBS = {"convert-weights": evaluate_weights, "train-embedded": evaluate_embedded, "scaling": evaluate_scaling}
 METRICS = {
     "probes": measure_probes,
     "modes": evaluate_modes.measure_modes,
