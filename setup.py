@@ -65,7 +65,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sora_jax", "sora_jax.*", "data_pipeline", "data_pipeline.*"]),
-    package_data={"sora_jax.evaluation": ["templates/*.html"], "data_pipeline": ["templates/*.html"]},
+    package_data={
+        "sora_jax.evaluation": ["templates/*.html"],
+        "sora_jax.models": ["embedded.safetensors"],
+        "data_pipeline": ["templates/*.html"],
+    },
     install_requires=DATA + MODEL,
     extras_require={
         "test": TEST,

@@ -78,7 +78,9 @@ step "5 train the diffusion transformer" train --config "$DIT_CONFIG" --workdir 
 step "6 sample" sample --run "$OUT/dit" --prompts "$PROMPTS" $SAMPLE_ARGS --overwrite --out "$OUT/samples"
 step "7 measure" evaluate --metric probes --generated "$OUT/samples" --real "$OUT/clips" \
   --autoencoder "$OUT/autoencoder" --out "$OUT/evaluation.json"
-step "8 report" report --run "$OUT/dit" --autoencoder "$OUT/autoencoder" --samples "$OUT/samples" \
-  --evaluation "$OUT/evaluation.json" --title "$TITLE" --commands "$COMMANDS" --out "$OUT/index.html"
+step "8 distances" evaluate --metric synth-fd,synth-fvd,dimensions --generated "$OUT/samples" --real "$OUT/clips" \
+  --cache "$OUT/features" --out "$OUT/distances.json"
+step "9 report" report --run "$OUT/dit" --autoencoder "$OUT/autoencoder" --samples "$OUT/samples" \
+  --evaluation "$OUT/evaluation.json" --scores "$OUT/distances.json" --title "$TITLE" --commands "$COMMANDS" --out "$OUT/index.html"
 
 [ -n "${DRY_RUN:-}" ] || printf '\nAll steps: %d min %d s. The page: %s\n' $((total_s / 60)) $((total_s % 60)) "$OUT/index.html"

@@ -23,12 +23,15 @@ from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.synthetic.captions import captions
 from data_pipeline.synthetic.render import render
 from data_pipeline.synthetic.scene import Scene
+from data_pipeline.synthetic.simulation import Story, draw_story, render_story, truth_of
 from data_pipeline.synthetic.worlds import WORLDS, draw_scene
 from data_pipeline.video_io import check_memory, encode_video
 
 GENERATOR_VERSION = 1  # part of world.json: raise it when the same seed gives other bytes
 _CHUNK = 16
-_QUALITY = {"quickstart": 8, "demo": 8, "rich": 12}
+SIMULATION = "simulation"
+WORLD_NAMES = (*WORLDS, SIMULATION)
+_QUALITY = {"quickstart": 8, "demo": 8, "rich": 12, SIMULATION: 8}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def generate(
     if config.seed < 0:
         raise UserError(f"seed is {config.seed}, but must be 0 or more")
     # bad options fail before anything is written
-    scene = draw_scene(config.world, config.seed, 0, config.size, config.frames)
+    scene = _draw(config, 0)
     check_memory(scene.num_frames, scene.height, scene.width)
     if config.clips < 1:
         raise UserError(f"a world needs at least 1 clip, got {config.clips}")
@@ -114,15 +117,25 @@ def _render_chunk(directory: Path, config: WorldConfig, indices: range) -> list[
     return [line for index in indices for line in _render_clip(directory, config, index)]
 
 
+def _draw(config: WorldConfig, index: int) -> Scene | Story:
+    if config.world == SIMULATION:
+        return draw_story(config.seed, index, config.size, config.frames)
+    return draw_scene(config.world, config.seed, index, config.size, config.frames)
+
+
 def _render_clip(directory: Path, config: WorldConfig, index: int) -> list[dict[str, str]]:
-    scene = draw_scene(config.world, config.seed, index, config.size, config.frames)
-    frames, visible = render(scene)
+    scene = _draw(config, index)
+    if isinstance(scene, Story):
+        frames, texts, truth = render_story(scene), [(scene.caption, "synthetic")], truth_of(scene)
+    else:
+        frames, visible = render(scene)
+        texts = captions(scene, np.random.default_rng([list(WORLDS).index(config.world), config.seed, index, 2]))
+        truth = ground_truth(scene, visible)
     ending = "png" if scene.num_frames == 1 else "mp4"
     name = f"clips/{index:06d}.{ending}"
     data = encode_video(frames, scene.fps, ending, _QUALITY[config.world], full_chroma=config.world != "rich")
     (directory / name).write_bytes(data)
-    texts = captions(scene, np.random.default_rng([list(WORLDS).index(config.world), config.seed, index, 2]))
-    truth = ground_truth(scene, visible) | {"captions": [text for text, _ in texts]}
+    truth |= {"captions": [text for text, _ in texts]}
     (directory / name).with_suffix(".json").write_text(json.dumps(truth) + "\n")
     return [{"path": name, "caption": text, "caption_source": source} for text, source in texts]
 

@@ -8,8 +8,7 @@ from typing import Any
 from data_pipeline.build import BuildConfig, build
 from data_pipeline.errors import UserError
 from data_pipeline.outcomes import outcomes_table
-from data_pipeline.synthetic.generate import WorldConfig, generate
-from data_pipeline.synthetic.worlds import WORLDS
+from data_pipeline.synthetic.generate import WORLD_NAMES, WorldConfig, generate
 from sora_jax.commands import data_curate, data_doctor, data_show
 from sora_jax.commands.data_options import add_workers, progress
 
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synth.add_argument("--out", type=Path, required=True, help="folder to write to")
     synth.add_argument("--clips", type=int, required=True, help="number of clips")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--world", choices=sorted(WORLDS), default="rich")
+    synth.add_argument("--world", choices=sorted(WORLD_NAMES), default="rich")
     synth.add_argument("--size", help="WIDTHxHEIGHT for all clips instead of the world's own sizes")
     synth.add_argument("--frames", type=int, help="frames of all clips instead of the world's own choice")
     add_workers(synth)
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.set_defaults(data_run=_outcomes)
 
     for name, module in MORE.items():
-        parser = verbs.add_parser(name, help=module.__doc__.splitlines()[0])
+        parser = verbs.add_parser(name, help=str(module.__doc__).splitlines()[0])
         module.add_arguments(parser)
         parser.set_defaults(data_run=module.run)
 

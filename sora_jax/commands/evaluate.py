@@ -7,6 +7,7 @@
         [--beside ANOTHER]
     sora-jax evaluate --metric seams --generated SAMPLES --out seams.json
     sora-jax evaluate --metric fvd --real CLIPS --generated SAMPLES --protocol NAME --weights FILE --out fvd.json
+    sora-jax evaluate --metric synth-fd,synth-fvd,dimensions --run RUN --real CLIPS --num_generated 96 --out synth.json
     sora-jax evaluate convert-weights --kind KIND --weights FILE --out FILE.safetensors
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
@@ -32,7 +33,20 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.errors import UserError, from_os_error
-from sora_jax.commands import evaluate_features, evaluate_gallery, evaluate_modes, evaluate_seams, evaluate_weights
+from sora_jax.commands import (
+    evaluate_dimensions,
+    evaluate_embedded,
+    evaluate_features,
+    evaluate_follow,
+    evaluate_gallery,
+    evaluate_modes,
+    evaluate_run,
+    evaluate_scaling,
+    evaluate_seams,
+    evaluate_simulation,
+    evaluate_weights,
+)
+from sora_jax.config import choose
 from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
 from sora_jax.evaluation.latent_health import draw_health
@@ -52,12 +66,12 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax evaluate`, and the verbs within it."""
-    verbs = parser.add_subparsers(dest="evaluate_verb", metavar="convert-weights", help="instead of --metric")
+    verbs = parser.add_subparsers(dest="evaluate_verb", metavar="VERB", help="instead of --metric")
     for name, module in VERBS.items():
-        child = verbs.add_parser(name, help=(module.__doc__ or "").splitlines()[0], description=module.__doc__)
+        child = verbs.add_parser(name, help=str(module.__doc__).splitlines()[0], description=module.__doc__)
         module.add_arguments(child)
         child.set_defaults(evaluate_run=module.run)
-    parser.add_argument("--metric", choices=sorted(METRICS))
+    parser.add_argument("--metric", metavar="NAME,…", help=f"one or more of {', '.join(METRICS)}")
     parser.add_argument("--generated", type=Path, metavar="DIR", help="what `sora-jax sample --prompts` wrote")
     parser.add_argument(
         "--real", type=Path, metavar="DIR", help="clip shards, from `sora-jax data build` (fid, fvd: any folder)"
@@ -76,7 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_frames", type=int, default=0, help="only so many frames of each of them; 0: all")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     evaluate_modes.add_arguments(parser)
-    evaluate_features.add_arguments(parser)
+    for module in (evaluate_features, evaluate_dimensions, evaluate_run, evaluate_follow):
+        module.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,22 +99,48 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.evaluate_verb:
         return args.evaluate_run(args)
     for name in ("metric", "out"):
-        if getattr(args, name) is None:
+        if getattr(args, name) is None and not (name == "out" and args.follow):
             raise UserError(f"evaluate needs --{name}; `sora-jax evaluate --help` lists the metrics and the verbs")
-    if args.num_real is None and args.metric not in ("fid", "fvd"):
-        args.num_real = NUM_REAL
+    metrics = args.metric.split(",")
+    for name in metrics:
+        choose(METRICS, name, "--metric")
     if args.num_real is not None and args.num_real < 1:
         raise UserError(f"--num_real is {args.num_real}: at least 1 real clip is needed")
-    if args.real is None and args.metric != "seams":
+    if args.real is None and set(metrics) - WITHOUT_REAL:
         raise UserError(f"--metric {args.metric} needs --real DIR, clip shards from `sora-jax data build`")
-    real = {} if args.real is None else {"real": str(args.real), "split": args.split}
-    result = {"metric": args.metric} | real | METRICS[args.metric](args)
+    if args.follow:
+        return evaluate_follow.run(args, metrics, measure_all)
+    result = measure_all(args, metrics)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     except OSError as error:
         raise from_os_error(error, f"writing {args.out}") from error
-    return {name: value for name, value in result.items() if name not in LISTS} | {"out": str(args.out)}
+    return without_lists(result) | {"out": str(args.out)}
+
+
+def measure_all(args: argparse.Namespace, metrics: Sequence[str]) -> dict[str, Any]:
+    """What one metric found; of several, what each did under its name. With `--run` samples are drawn first."""
+    of_each = evaluate_features.split_published(args, metrics)
+    if args.generated is None and args.run is not None and SAMPLES.intersection(metrics):
+        args = changed(args, generated=evaluate_run.draw(args, metrics))
+    real = {} if args.real is None else {"real": str(args.real), "split": args.split}
+    found = {}
+    for name in metrics:
+        num_real = args.num_real or (None if name in evaluate_features.METRICS else NUM_REAL)
+        found[name] = METRICS[name](changed(args, metric=name, num_real=num_real, **of_each.get(name, {})))
+    return {"metric": ",".join(metrics)} | real | (found if len(metrics) > 1 else found[metrics[0]])
+
+
+def changed(args: argparse.Namespace, **changes: Any) -> argparse.Namespace:
+    """The options with other values."""
+    return argparse.Namespace(**vars(args) | changes)
+
+
+def without_lists(result: dict[str, Any]) -> dict[str, Any]:
+    """Less the rows of each video, which are for the file alone."""
+    kept = {name: value for name, value in result.items() if name not in LISTS}
+    return {n: without_lists(v) if n in METRICS and isinstance(v, dict) else v for n, v in kept.items()}
 
 
 def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
@@ -167,16 +208,20 @@ def measure_features(args: argparse.Namespace) -> dict[str, Any]:
     return evaluate_features.measure(args, _progress)
 
 
-VERBS = {"convert-weights": evaluate_weights}
+VERBS = {"convert-weights": evaluate_weights, "train-embedded": evaluate_embedded, "scaling": evaluate_scaling}
 METRICS = {
     "probes": measure_probes,
     "modes": evaluate_modes.measure_modes,
     "gallery": evaluate_gallery.measure,
     "reconstruction": measure_reconstruction,
     "seams": evaluate_seams.measure,
-    "fid": measure_features,
-    "fvd": measure_features,
+    "simulation": lambda args: evaluate_simulation.measure(args, _progress),
+    "dimensions": lambda args: evaluate_dimensions.measure(args, _progress),
+    **dict.fromkeys(evaluate_features.METRICS, measure_features),
 }
+WITHOUT_REAL = {"seams", "dimensions"}
+SAMPLES = {"probes", "simulation", "dimensions", *evaluate_features.METRICS}
+"""Metrics of samples: with `--run` they are drawn."""
 
 
 def judge_all(videos: Iterable[Captioned], total: int, vocabulary, what: str) -> list[Judged]:

@@ -1,17 +1,19 @@
-"""`sora-jax evaluate --metric fid|fvd`: how far generated videos or images are from real ones, by a named protocol.
+"""`sora-jax evaluate --metric fid|fvd|synth-fd|synth-fvd`: how far generated videos or images are
+from real ones, by a named protocol.
 
     sora-jax evaluate --metric fvd --real CLIPS --generated SAMPLES --protocol stylegan-v --weights i3d.safetensors \\
         --out fvd.json
 
-Beside the distance: its bootstrap interval, KID, precision and recall, density and coverage, for images the Inception
-score, and hashes of all that the score depends on (docs/evaluation.md).
+`synth-fd` (of frames) and `synth-fvd` take the small networks that the package carries, and need no weights. Beside the
+distance: its bootstrap interval, KID, precision and recall, density and coverage, for images the Inception score, and
+hashes of all that the score depends on (docs/evaluation.md).
 """
 
 import argparse
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,25 @@ from sora_jax.evaluation.features import FeatureNetwork, FeatureSet, cached_feat
 from sora_jax.evaluation.frechet import bootstrap, extrapolate, frechet_distance, gaussian
 from sora_jax.evaluation.media import MediaSet, open_media
 from sora_jax.evaluation.protocols import PROTOCOLS, Protocol, choose_protocol
+from sora_jax.models.embedded import NETWORKS, load_embedded
 from sora_jax.models.feature_files import load_weights
 
 MOST_NEIGHBOURS = 10_000
 """At most so many samples of a side have their neighbours looked for."""
 FEWEST_NEIGHBOURS = 7
+PUBLISHED = ("fid", "fvd")
+METRICS = (*PUBLISHED, "synth-fd", "synth-fvd")
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the feature metrics."""
-    names = ", ".join(PROTOCOLS)
-    group = parser.add_argument_group("--metric fid and fvd")
-    group.add_argument("--protocol", metavar="NAME", help=f"how the score is meant: {names}")
+    names = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.metric in PUBLISHED)
+    group = parser.add_argument_group("--metric fid, fvd, synth-fd and synth-fvd")
+    group.add_argument("--protocol", metavar="NAME", help=f"how fid or fvd is meant: {names}; for both NAME,NAME")
     group.add_argument(
-        "--weights", type=Path, metavar="FILE.safetensors", help="the network, from `evaluate convert-weights`"
+        "--weights", metavar="FILE.safetensors", help="its network, from `evaluate convert-weights`; for both FILE,FILE"
     )
     group.add_argument("--frames", type=int, help="frames of a video, in place of the protocol's")
     group.add_argument("--num_generated", type=int, help="at most this many generated ones (default: the protocol's)")
@@ -47,10 +52,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache", type=Path, metavar="DIR", help="where features of the real side are kept")
 
 
+def split_published(args: argparse.Namespace, metrics: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The protocol and the weights of each published metric of a list, given in the order of these metrics.
+
+    Raises UserError where their numbers differ.
+    """
+    published = [metric for metric in metrics if metric in PUBLISHED]
+    found: dict[str, dict[str, str]] = {metric: {} for metric in published}
+    for name in ("protocol", "weights"):
+        given = (getattr(args, name) or "").split(",") if getattr(args, name) else []
+        if given and len(given) != len(published):
+            raise UserError(
+                f"--{name} names {len(given)}, but {len(published)} of --metric {','.join(metrics)} "
+                f"({', '.join(published) or 'none'}) take one each, in this order"
+            )
+        for metric, value in zip(published, given, strict=False):
+            found[metric][name] = value
+    return found
+
+
 def measure(args: argparse.Namespace, show: Callable[[Iterable, int, str], Iterable]) -> dict[str, Any]:
     """The score and what it says of itself. Raises UserError for options that are missing or do not fit."""
     protocol = _protocol(args)
-    network = FeatureNetwork(load_weights(args.weights, protocol.network.name), protocol)
+    name = protocol.network.name
+    network = FeatureNetwork(
+        load_embedded(name) if name in NETWORKS else load_weights(Path(args.weights), name), protocol
+    )
     real = open_media(args.real, args.split).at_most(args.num_real or protocol.num_real)
     generated = open_media(args.generated, args.split).at_most(args.num_generated or protocol.num_generated)
 
@@ -75,14 +102,15 @@ def measure(args: argparse.Namespace, show: Callable[[Iterable, int, str], Itera
 
 
 def _protocol(args: argparse.Namespace) -> Protocol:
-    for name, what in (("protocol", "NAME"), ("weights", "FILE.safetensors"), ("real", "DIR"), ("generated", "DIR")):
+    of_published = (("protocol", "NAME"), ("weights", "FILE.safetensors")) if args.metric in PUBLISHED else ()
+    for name, what in (*of_published, ("real", "DIR"), ("generated", "DIR")):
         if getattr(args, name) is None:
             raise UserError(f"--metric {args.metric} needs --{name} {what} (docs/evaluation.md lists the protocols)")
     for name, least in (("frames", 1), ("num_generated", 2), ("bootstrap", 0), ("batch", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}, but must be at least {least}")
-    protocol = choose_protocol(args.protocol, args.metric)
+    protocol = choose_protocol(args.protocol if args.metric in PUBLISHED else args.metric, args.metric)
     if args.frames is not None and args.metric == "fid":
         raise UserError("--frames is for --metric fvd: an image is one frame, and of a video the first is taken")
     return protocol if args.frames is None else protocol.with_frames(args.frames)
@@ -94,7 +122,8 @@ def score(
     """Every score of two sets of features, with what there is to say against it."""
     sides = [gaussian(side.features, protocol.ddof) for side in (real, generated)]
     distance = frechet_distance(*sides, protocol.root, protocol.root_offset)
-    interval = bootstrap(real.features, generated.features, distance, protocol.ddof, num_resamples)
+    rows = real.rows_per_clip
+    interval = bootstrap(real.features, generated.features, distance, protocol.ddof, num_resamples, rows=rows)
     found: dict[str, Any] = {
         protocol.metric: distance,
         "interval": dataclasses.asdict(interval) if interval else None,

@@ -28,15 +28,11 @@ from sora_jax.generation.loading import TrainedRun, load_run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options that this metric adds to `sora-jax evaluate`."""
-    parser.add_argument("--run", type=Path, help="modes, gallery: a trained generator's run")
-    parser.add_argument(
-        "--latents", type=Path, help="modes, gallery: the run's latents, if they have moved since training"
-    )
-    parser.add_argument("--steps", type=int, default=20, help="modes, gallery: solver steps (default: %(default)s)")
-    parser.add_argument(
-        "--guidance", type=float, default=3.0, help="modes, gallery: guidance scale (default: %(default)s)"
-    )
-    parser.add_argument("--solver", default="unipc", help="modes, gallery: the solver (default: %(default)s)")
+    parser.add_argument("--run", type=Path, help="a trained generator's run, to sample from")
+    parser.add_argument("--latents", type=Path, help="the run's latents, if they have moved since training")
+    parser.add_argument("--steps", type=int, default=20, help="solver steps (default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
+    parser.add_argument("--solver", default="unipc", help="the solver (default: %(default)s)")
 
 
 def measure_modes(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=Path, required=True, metavar="DIR", help="what `sora-jax sample` wrote")
     parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="the autoencoder's run, for its curves")
     parser.add_argument("--evaluation", type=Path, metavar="FILE.json", help="what `sora-jax evaluate` wrote")
+    parser.add_argument("--scores", type=Path, metavar="FILE.json", help="distances that `sora-jax evaluate` wrote")
     parser.add_argument("--commands", type=Path, metavar="FILE.txt", help="the commands to show under 'Make it again'")
     parser.add_argument("--title", default=ReportInputs.title)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html")
@@ -24,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Writes the page and returns its path and size."""
-    inputs = ReportInputs(args.run, args.samples, args.autoencoder, args.evaluation, args.commands, args.title)
+    inputs = ReportInputs(
+        args.run, args.samples, args.autoencoder, args.evaluation, args.commands, args.scores, args.title
+    )
     page = render_report(inputs)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)

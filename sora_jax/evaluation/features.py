@@ -8,7 +8,7 @@ everything that they depend on.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,19 @@ from safetensors.numpy import load_file, save_file
 from data_pipeline.errors import UserError
 from sora_jax.evaluation.media import MediaSet
 from sora_jax.evaluation.protocols import Protocol, preprocess
+from sora_jax.models.embedded import NETWORKS, Embedded, to_params
 from sora_jax.models.feature_files import FeatureWeights, divisor_of, network_params
 from sora_jax.models.i3d import MIN_FRAMES, I3d, I3dConfig
 from sora_jax.models.inception import Inception, InceptionConfig
 from sora_jax.models.layers import definition
 from sora_jax.types import Device
 
-MICRO_BATCH = {"inception": {"cpu": 4, "gpu": 32, "tpu": 32}, "i3d": {"cpu": 1, "gpu": 8, "tpu": 8}}
+SMALL = {"cpu": 16, "gpu": 256, "tpu": 256}
+MICRO_BATCH = {
+    "inception": {"cpu": 4, "gpu": 32, "tpu": 32},
+    "i3d": {"cpu": 1, "gpu": 8, "tpu": 8},
+    **dict.fromkeys(NETWORKS, SMALL),
+}
 READERS = 4
 DEVICES = "device"
 
@@ -43,26 +49,29 @@ logger = logging.getLogger(__name__)
 class FeatureSet:
     """Features of the clips in their order, and a classifier's logits where the network has them.
 
-    `num_short` clips had fewer frames than the protocol takes and are left out.
+    `num_short` clips had fewer frames than the protocol takes and are left out. Each of the others has
+    `rows_per_clip` rows: its frames, where a network of images sees all of them, else one.
     """
 
     features: Float32[np.ndarray, "N D"]
     logits: Float32[np.ndarray, "N classes"]
     num_short: int
+    rows_per_clip: int = 1
 
 
 class FeatureNetwork:
     """A network with its weights on devices: all of this process by default."""
 
-    def __init__(self, weights: FeatureWeights, protocol: Protocol, devices: list[Device] | None = None):
+    def __init__(self, weights: FeatureWeights, protocol: Protocol, devices: Sequence[Device] | None = None):
         if weights.network != protocol.network.name:
             raise UserError(f"protocol {protocol.name} needs {protocol.network.name}, --weights is {weights.network}")
         self.fingerprint, self.kind, self.protocol = weights.fingerprint, weights.kind, protocol
-        devices = devices or jax.local_devices()
+        devices = list(devices or jax.local_devices())
         self.micro_batch = MICRO_BATCH[weights.network][devices[0].platform]
         self.mesh = Mesh(np.array(devices), (DEVICES,))
         self._rows = NamedSharding(self.mesh, PartitionSpec(DEVICES))
-        params = network_params(weights, protocol.network.eps)
+        is_embedded = weights.network in NETWORKS
+        params = to_params(weights.tensors) if is_embedded else network_params(weights, protocol.network.eps)
         self._params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
         self._apply = jax.jit(
             jax.shard_map(
@@ -75,7 +84,7 @@ class FeatureNetwork:
         )
 
     def __call__(self, clips: Float32[np.ndarray, "N T Y X 3"]) -> tuple[np.ndarray, np.ndarray]:
-        """Features and logits of preprocessed clips."""
+        """Features [N, rows, D] and logits [N, classes] of preprocessed clips."""
         step = self.micro_batch * self.mesh.size
         parts = [self._apply(self._params, self._padded(clips[i : i + step], step)) for i in range(0, len(clips), step)]
         features, logits = (np.concatenate([np.asarray(part[k]) for part in parts])[: len(clips)] for k in range(2))
@@ -87,16 +96,24 @@ class FeatureNetwork:
 
 
 def _forward(weights: FeatureWeights, protocol: Protocol) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
-    """(params, clips [N, T, Y, X, 3]) -> features and logits; I3D's logits are its features."""
+    """(params, clips [N, T, Y, X, 3]) -> features [N, rows, D] and logits; I3D's logits are its features."""
+    if weights.network in NETWORKS:
+        embedded = definition(lambda rngs: Embedded(NETWORKS[weights.network], rngs))
+        return lambda params, clips: (nnx.merge(embedded, params).features(clips), jnp.zeros((len(clips), 0)))
     divisor = divisor_of(weights)
     if weights.network == "inception":
         image_graph = definition(lambda rngs: Inception(InceptionConfig(divisor), rngs))
-        return lambda params, clips: nnx.merge(image_graph, params)(clips[:, 0])
+
+        def both(params: Any, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
+            features, logits = nnx.merge(image_graph, params)(clips[:, 0])
+            return features[:, None], logits
+
+        return both
     graph = definition(lambda rngs: I3d(I3dConfig(protocol.network.fixed_padding, divisor), rngs))
 
     def logits(params: Any, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
         found = nnx.merge(graph, params)(clips)
-        return found, jnp.zeros((len(clips), 0), found.dtype)
+        return found[:, None], jnp.zeros((len(clips), 0), found.dtype)
 
     return logits
 
@@ -126,7 +143,7 @@ def extract(
             f"{protocol.name} takes (the longest of them has {longest}); give longer ones, or fewer --frames"
         )
     features, logits = (np.concatenate([part[k] for part in parts]) for k in range(2))
-    return FeatureSet(features, logits, len(media) - found)
+    return FeatureSet(features.reshape(-1, features.shape[-1]), logits, len(media) - found, features.shape[1])
 
 
 def _batches(media: MediaSet, most: int, batch: int) -> Iterator[list[np.ndarray]]:
@@ -151,13 +168,14 @@ def cached_features(
     if path.is_file():
         try:
             held = load_file(path)
-            return FeatureSet(held["features"], held["logits"], int(held["num_short"]))
+            return FeatureSet(held["features"], held["logits"], *map(int, held["counts"]))
         except (OSError, SafetensorError, KeyError) as error:
             logger.warning("%s is damaged (%s): computed anew", path, error)
     found = extract(network, media, batch, show)
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    save_file({"features": found.features, "logits": found.logits, "num_short": np.asarray(found.num_short)}, partial)
+    counts = np.array([found.num_short, found.rows_per_clip])
+    save_file({"features": found.features, "logits": found.logits, "counts": counts}, partial)
     partial.replace(path)
     return found
 

@@ -172,21 +172,29 @@ class Interval:
     num_resamples: int
 
 
-def bootstrap(real: Features, generated: Features, score: float, ddof: int, num: int, seed: int = 0) -> Interval | None:
+def bootstrap(
+    real: Features, generated: Features, score: float, ddof: int, num: int, seed: int = 0, rows: int = 1
+) -> Interval | None:
     """How far `score` would move with other samples: both sets drawn anew with replacement, `num` times (Efron 1979).
 
     The interval is around the score itself: distances of resampled sets are larger by their bias, as they hold fewer
-    different samples, but spread as much. None for fewer than two resamples.
+    different samples, but spread as much. Each `rows` rows are one sample. None for fewer than two resamples.
     """
     if num < 2:
         return None
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(num):
-        sides = [gaussian(side[np.sort(rng.integers(0, len(side), len(side)))], ddof) for side in (real, generated)]
+        sides = [gaussian(side[_drawn(len(side) // rows, rows, rng)], ddof) for side in (real, generated)]
         found.append(frechet_distance(*sides))
     deviation = float(np.std(found, ddof=1))
     return Interval(deviation, max(0.0, score - 1.96 * deviation), score + 1.96 * deviation, num)
+
+
+def _drawn(num: int, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of `num` samples that are drawn with replacement."""
+    samples = np.sort(rng.integers(0, num, num))
+    return (samples[:, None] * rows + np.arange(rows)).ravel()
 
 
 @dataclass(frozen=True)

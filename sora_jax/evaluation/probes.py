@@ -53,7 +53,7 @@ def probe_video(frames: Video, vocabulary: Vocabulary = Vocabulary()) -> tuple[O
 
     Raises `UserError` for a vocabulary with a grey or white: these objects have no hue to be found by.
     """
-    covers = _covers(frames, vocabulary.colours)
+    covers = covers_of(frames, vocabulary.colours)
     areas = {colour: _full_area(cover.sum((1, 2))) for colour, cover in covers.items()}
     least = max(MIN_AREA_PIXELS, MIN_AREA_SHARE * max(areas.values(), default=0.0))
     visible = sorted((colour for colour in covers if areas[colour] >= least), key=lambda colour: -areas[colour])
@@ -62,7 +62,7 @@ def probe_video(frames: Video, vocabulary: Vocabulary = Vocabulary()) -> tuple[O
 
 def follow(frames: Video, colour: str, vocabulary: Vocabulary = Vocabulary()) -> Float[np.ndarray, "T 2"]:  # noqa: B008
     """The centroid (x, y) in pixels of the object of a colour in each frame; NaN where too little of it is seen."""
-    cover = _covers(frames, vocabulary.colours)[colour]
+    cover = covers_of(frames, vocabulary.colours)[colour]
     area = cover.sum((1, 2))
     seen = area >= max(MIN_AREA_PIXELS, SEEN_SHARE * _full_area(area))
     track = np.full((len(frames), 2), np.nan)
@@ -91,7 +91,7 @@ def judge(claims: Sequence[Claim], things: Sequence[Thing | None]) -> list[dict[
     ]
 
 
-def _covers(frames: Video, colours: Sequence[str]) -> dict[str, Cover]:
+def covers_of(frames: Video, colours: Sequence[str]) -> dict[str, Cover]:
     """For each colour, the share of each pixel that objects of this colour cover."""
     chroma = _chroma(frames.astype(np.float32))
     targets = _chroma(np.array([COLOURS[colour] for colour in colours], np.float32))

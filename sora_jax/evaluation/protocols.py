@@ -18,6 +18,7 @@ from jaxtyping import Float32, UInt8
 from data_pipeline.errors import UserError
 from sora_jax.config import choose
 from sora_jax.evaluation.resizing import pil_bicubic, tf1_bilinear, torch_antialiased, torch_bilinear
+from sora_jax.models.embedded import KIND, NUM_FRAMES, SIDE
 
 RESIZES: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "tf1-bilinear": tf1_bilinear,
@@ -98,7 +99,8 @@ class Protocol:
     `num_frames` and `stride`: a video gives its first `num_frames` frames, each `stride`-th; shorter ones are left out.
     `num_real` and `num_generated`: at most so many samples, None for all. `ddof` is subtracted from the number of
     samples to divide the covariance. `root` says how the trace of its root is taken, `root_offset` what is added to the
-    diagonals where that is not finite. `published` is how many samples papers take, below which a score is biased.
+    diagonals where that is not finite. `published` is how many samples papers take, below which a score is
+    biased; 0: none do.
     """
 
     name: str
@@ -172,6 +174,16 @@ TORCH_FIDELITY = Protocol(
     root="eigenvalues",
     published=50_000,
 )
+SYNTH = Protocol(
+    "synth-fvd",
+    "synth-fvd",
+    Network("synth-video", (KIND,)),
+    (Resize("torch-bilinear-antialiased", SIDE), Linear(divide=127.5, add=-1)),
+    ddof=1,
+    root="symmetric",
+    num_frames=NUM_FRAMES,
+    published=0,
+)
 CLEAN_FID = Protocol(
     "clean-fid",
     "fid",
@@ -230,6 +242,8 @@ PROTOCOLS = {
         CLEAN_FID,
         dataclasses.replace(CLEAN_FID, name="clean-fid-legacy-tf", steps=(Resize("tf1-bilinear", 299), *AROUND_128)),
         TORCH_FIDELITY,
+        SYNTH,
+        dataclasses.replace(SYNTH, name="synth-fd", metric="synth-fd", network=Network("synth-image", (KIND,))),
     )
 }
 
@@ -246,7 +260,14 @@ def preprocess(
     needed = protocol.num_frames * protocol.stride
     if len(frames) < needed:
         raise UserError(f"protocol {protocol.name} takes {needed} frames, the video has {len(frames)}")
-    x = frames[: needed : protocol.stride].astype(np.float32)
+    return run_steps(protocol, frames[: needed : protocol.stride])
+
+
+def run_steps(
+    protocol: Protocol, frames: UInt8[np.ndarray, "T Y X 3"]
+) -> Float32[np.ndarray, "T {protocol.side} {protocol.side} 3"]:
+    """All frames through the protocol's steps."""
+    x = frames.astype(np.float32)
     for step in protocol.steps:
         x = step(x)
     return np.ascontiguousarray(x)

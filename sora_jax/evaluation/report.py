@@ -41,6 +41,7 @@ class ReportInputs:
     autoencoder: Path | None = None
     evaluation: Path | None = None
     commands: Path | None = None
+    scores: Path | None = None
     title: str = "Text to video, trained from scratch"
 
 
@@ -63,7 +64,7 @@ def render_report(inputs: ReportInputs) -> str:
         has_autoencoded=any("autoencoded" in score for score in evaluation.get("scores", {}).values()),
         curves=_curves(metrics),
         reconstruction=_reconstruction(inputs.evaluation, evaluation),
-        facts=_facts(inputs, runs, metrics),
+        facts=_facts(inputs, runs, metrics) + (_distances(_read_json(inputs.scores)) if inputs.scores else []),
         commands=_read_text(inputs.commands).strip() if inputs.commands else "",
         configs=[
             (f"config of the {name}", json.dumps(_read_json(f / "config.json"), indent=1)) for name, f in runs.items()
@@ -166,7 +167,12 @@ def _scores(scores: dict[str, Any]) -> list[dict[str, Any]]:
         chance = score["chance"]
         percent = "–" if chance is None else f"{100 * chance:.1f}%"
         rows.append(
-            {"name": ROW_NAMES[name], "chance": percent, "chance_left": round(100 * (chance or 0), 2), **groups}
+            {
+                "name": ROW_NAMES.get(name, name),
+                "chance": percent,
+                "chance_left": round(100 * (chance or 0), 2),
+                **groups,
+            }
         )
     return rows
 
@@ -234,6 +240,26 @@ def _facts(
             mfu = f", MFU {100 * rates[-1]['mfu']:.0f}%" if rates[-1].get("mfu") else ""
             facts.append((f"{name}, steps", f"{last:,} of {rates[-1]['step_seconds']:.3f} s{per_second}{mfu}"))
         facts += [(f"{name}, {kind} fingerprint", value[:16]) for kind, value in made["fingerprints"].items()]
+    return facts
+
+
+def _distances(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Distances and means, each with its 95% interval, of what `evaluate` wrote for one metric or several."""
+    facts = []
+    for metric in result["metric"].split(","):
+        found: dict[str, Any] = result[metric] if isinstance(result.get(metric), dict) else result
+        if isinstance(found.get(metric), int | float):
+            interval = found.get("interval")
+            spread = f" ({interval['low']:.4g} to {interval['high']:.4g})" if interval else ""
+            of = f"{found['num_generated']:,} samples, {found['num_real']:,} real, protocol {found['protocol']}"
+            facts.append((metric, f"{found[metric]:.4g}{spread}; {of}, hash {found['hash'][:12]}"))
+        if metric == "dimensions":
+            for name, score in found["scores"]["generated"].items():
+                real = found["scores"].get("real", {}).get(name)
+                beside = f"; real {real['mean']:.3f}" if real else ""
+                facts.append(
+                    (name.replace("_", " "), f"{score['mean']:.3f} ({score['low']:.3f} to {score['high']:.3f}){beside}")
+                )
     return facts
 
 

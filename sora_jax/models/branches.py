@@ -6,7 +6,7 @@ A unit is a convolution, a batch norm and a ReLU; the norm is folded into the ke
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,28 +20,31 @@ DIMS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Convolution, batch norm, ReLU. `name` is its module's in the canonical file."""
+class Window:
+    """What moves over positions."""
 
-    name: str
-    width: int
     size: Size
     stride: Size
     padding: str = "SAME"
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The maximum, or the mean without the padding, of windows.
+@dataclass(frozen=True, kw_only=True)
+class Unit(Window):
+    """Convolution, batch norm, ReLU. `name` is its module's in the canonical file."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Window):
+    """The maximum ("max"), or the mean without the padding ("mean"), of windows.
 
     `padding` "FIXED" pads by window minus stride whatever the size of the input, and keeps a last window that sticks
     out: SAME where the stride divides the input, one position later elsewhere.
     """
 
     kind: str
-    size: Size
-    stride: Size
-    padding: str = "SAME"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def thinned(layers: Sequence[Layer], divisor: int) -> tuple[Layer, ...]:
 
 def _thin(layer: Any, divisor: int) -> Any:
     if isinstance(layer, Unit):
-        return Unit(layer.name, layer.width // divisor, layer.size, layer.stride, layer.padding)
+        return replace(layer, width=layer.width // divisor)
     if isinstance(layer, Fork):
         return Fork(tuple(_thin(unit, divisor) for unit in layer.units))
     if isinstance(layer, Mixed):

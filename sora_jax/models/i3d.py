@@ -32,7 +32,7 @@ class I3dConfig:
 
 
 def _unit(name: str, width: int, size: int = 1, stride: int = 1) -> Unit:
-    return Unit(name, width, (size,) * 3, (stride,) * 3)
+    return Unit((size,) * 3, (stride,) * 3, name=name, width=width)
 
 
 def _block(name: str, *widths: int) -> Mixed:
@@ -44,7 +44,7 @@ def _block(name: str, *widths: int) -> Mixed:
             (_unit("b0", alone),),
             (_unit("b1a", reduce_1), _unit("b1b", wide_1, 3)),
             (_unit("b2a", reduce_2), _unit("b2b", wide_2, 3)),
-            (Pool("max", (3, 3, 3), (1, 1, 1)), _unit("b3b", pooled)),
+            (Pool((3, 3, 3), (1, 1, 1), kind="max"), _unit("b3b", pooled)),
         ),
     )
 
@@ -54,19 +54,19 @@ def i3d_layers(config: I3dConfig) -> tuple[Layer, ...]:
     padding = "FIXED" if config.fixed_padding else "SAME"
     layers = (
         _unit("Conv3d_1a_7x7", 64, 7, 2),
-        Pool("max", (1, 3, 3), (1, 2, 2), padding),
+        Pool((1, 3, 3), (1, 2, 2), padding, kind="max"),
         _unit("Conv3d_2b_1x1", 64),
         _unit("Conv3d_2c_3x3", 192, 3),
-        Pool("max", (1, 3, 3), (1, 2, 2), padding),
+        Pool((1, 3, 3), (1, 2, 2), padding, kind="max"),
         _block("Mixed_3b", 64, 96, 128, 16, 32, 32),
         _block("Mixed_3c", 128, 128, 192, 32, 96, 64),
-        Pool("max", (3, 3, 3), (2, 2, 2), padding),
+        Pool((3, 3, 3), (2, 2, 2), padding, kind="max"),
         _block("Mixed_4b", 192, 96, 208, 16, 48, 64),
         _block("Mixed_4c", 160, 112, 224, 24, 64, 64),
         _block("Mixed_4d", 128, 128, 256, 24, 64, 64),
         _block("Mixed_4e", 112, 144, 288, 32, 64, 64),
         _block("Mixed_4f", 256, 160, 320, 32, 128, 128),
-        Pool("max", (2, 2, 2), (2, 2, 2), padding),
+        Pool((2, 2, 2), (2, 2, 2), padding, kind="max"),
         _block("Mixed_5b", 256, 160, 320, 32, 128, 128),
         _block("Mixed_5c", 384, 192, 384, 48, 128, 128),
     )

@@ -28,12 +28,13 @@ class InceptionConfig:
 
 
 def _unit(name: str, width: int, size: int | tuple[int, int] = 1, stride: int = 1, padding: str = "SAME") -> Unit:
-    return Unit(name, width, (size, size) if isinstance(size, int) else size, (stride, stride), padding)
+    sides = (size, size) if isinstance(size, int) else size
+    return Unit(sides, (stride, stride), padding, name=name, width=width)
 
 
-MEAN = Pool("mean", (3, 3), (1, 1))
-MAXIMUM = Pool("max", (3, 3), (1, 1))
-HALVE = Pool("max", (3, 3), (2, 2), "VALID")
+MEAN = Pool((3, 3), (1, 1), kind="mean")
+MAXIMUM = Pool((3, 3), (1, 1), kind="max")
+HALVE = Pool((3, 3), (2, 2), "VALID", kind="max")
 
 
 def _block_a(name: str, pooled: int) -> Mixed:

@@ -45,7 +45,7 @@ def test_a_local_verb_is_shown_with_its_memory_settings():
 def test_the_whole_path_is_shown_and_nothing_is_touched(tmp_path):
     done = dry_run("quickstart.sh", OUT=str(tmp_path / "run"))
     verbs = [shlex.split(line.partition(" sora-jax ")[2])[0] for line in done.stdout.splitlines()]
-    assert verbs == ["data", "data", "train", "encode", "train", "sample", "evaluate", "report"]
+    assert verbs == ["data", "data", "train", "encode", "train", "sample", "evaluate", "evaluate", "report"]
     assert done.returncode == 0 and list(tmp_path.iterdir()) == []
 
 
@@ -87,10 +87,10 @@ def test_the_whole_path_takes_up_only_what_is_missing(tmp_path):
         subprocess.run(command, cwd=tmp_path, env=settings, timeout=60, check=True, stdout=subprocess.DEVNULL)
         return [line.split()[0] for line in (tmp_path / "verbs.txt").read_text().splitlines()]
 
-    assert verbs_of_a_run() == ["data", "data", "train", "encode", "train", "sample", "evaluate", "report"]
+    assert verbs_of_a_run() == ["data", "data", "train", "encode", "train", "sample", "evaluate", "evaluate", "report"]
     assert verbs_of_a_run() == []
     shutil.rmtree(tmp_path / "run/latents")
     assert verbs_of_a_run() == ["encode"]
     settings["PROMPTS"] = str(tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-    assert verbs_of_a_run() == ["sample", "evaluate", "report"]
+    assert verbs_of_a_run() == ["sample", "evaluate", "evaluate", "report"]

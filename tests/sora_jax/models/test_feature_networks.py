@@ -41,7 +41,7 @@ def test_a_folded_unit_is_the_convolution_and_its_norm():
 
 def test_a_mean_leaves_the_padding_out():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 5, 2)), jnp.float32)
-    found = pool(x, Pool("mean", (3, 3), (1, 1)))
+    found = pool(x, Pool((3, 3), (1, 1), kind="mean"))
     for row in range(4):
         for column in range(5):
             window = x[0, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
@@ -51,7 +51,7 @@ def test_a_mean_leaves_the_padding_out():
 @pytest.mark.parametrize("length", [4, 5])
 def test_a_fixed_padding_is_later_by_one_where_the_stride_does_not_divide(length):
     x = jnp.arange(1.0, length + 1).reshape(1, length, 1, 1, 1)
-    fixed, same = (pool(x, Pool("max", (3, 1, 1), (2, 1, 1), p)).reshape(-1) for p in ("FIXED", "SAME"))
+    fixed, same = (pool(x, Pool((3, 1, 1), (2, 1, 1), p, kind="max")).reshape(-1) for p in ("FIXED", "SAME"))
     np.testing.assert_array_equal(fixed, [3, 4] if length == 4 else [3, 5, 5])
     np.testing.assert_array_equal(same, [3, 4] if length == 4 else [2, 4, 5])
 
