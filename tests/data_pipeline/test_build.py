@@ -297,7 +297,7 @@ def test_captions_files_are_read_or_refused_by_line(tmp_path):
         table.write_text(content)
         with pytest.raises(UserError, match=re.escape(message)):
             read_captions(table, tmp_path)
-    with pytest.raises(UserError, match=r"must end in \.csv or \.jsonl"):
+    with pytest.raises(UserError, match=r"must end in \.csv, \.jsonl or \.parquet"):
         read_captions(tmp_path / "captions.xlsx", tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         read_captions(tmp_path / "absent.csv", tmp_path)

@@ -162,12 +162,11 @@ def test_every_layout_gives_the_same_files(films, tmp_path, curated):
 
 
 @pytest.mark.ray
-def test_two_ray_nodes_give_the_bytes_of_the_local_pool(curated, films, tmp_path, monkeypatch):
+def test_two_ray_nodes_give_the_bytes_of_the_local_pool(curated, films, tmp_path):
     """And so they do when a worker is killed in between, and when a node is removed."""
     import ray
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow
     head = dict(num_cpus=1, object_store_memory=200 << 20, include_dashboard=False)
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
