@@ -4,8 +4,8 @@
     sora-jax evaluate scaling --sweep runs/scaling --budget 1e13 --out runs/scaling/fit.json
 
 Reads the latents that `make quickstart` leaves in runs/quickstart/latents (elsewhere: --config.data.path=DIR). Every
-member's schedule ends with its own budget, so that each is a finished run. Minutes on two cores; expected is a held-out
-loss that falls with size and with budget (docs/evaluation.md has a fit).
+member's schedule ends with its own budget, so that each is a finished run. Expected is a held-out loss that falls with
+size and with budget; not run yet.
 """
 
 import itertools
