@@ -42,7 +42,7 @@ def steps(frames: Video) -> Float[np.ndarray, " S"]:
     return np.array([np.mean(np.abs(b.astype(np.int16) - a)) for a, b in pairs], np.float64)
 
 
-def known_error(frames: Video, source: UInt8[np.ndarray, "U Y X 3"], runs: Sequence[tuple[int, int]]) -> int:
+def known_error(frames: Video, source: UInt8[np.ndarray, "U Y X 3"], runs: Sequence[Sequence[int]]) -> int:
     """The largest difference, in grey levels, of the frames in `runs` [first, end) from the source's, in order. 0: they
     are exact. Raises ValueError if the runs are not as many frames as the source has."""
     known = np.concatenate([frames[first:end] for first, end in runs])
