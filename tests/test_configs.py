@@ -23,7 +23,8 @@ from sora_jax.parallel import make_mesh, state_shardings
 from sora_jax.training.step import abstract_state, init_state, make_train_step
 from sora_jax.types import ParamGroup, Task
 
-CONFIGS = sorted(Path(__file__).resolve().parents[1].glob("configs/*.py"))
+TRAINED = ("autoencoder_*.py", "dit_*.py")
+CONFIGS = sorted(path for what in TRAINED for path in Path(__file__).resolve().parents[1].glob(f"configs/{what}"))
 
 
 def small(config: dict) -> dict:
