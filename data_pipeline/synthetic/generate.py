@@ -27,7 +27,7 @@ from data_pipeline.synthetic.simulation import Story, draw_story, render_story, 
 from data_pipeline.synthetic.worlds import WORLDS, draw_scene
 from data_pipeline.video_io import check_memory, encode_video
 
-GENERATOR_VERSION = 1  # part of world.json: raise it when the same seed gives other bytes
+GENERATOR_VERSION = 2  # part of world.json: raise it when the same seed gives other bytes
 _CHUNK = 16
 SIMULATION = "simulation"
 WORLD_NAMES = (*WORLDS, SIMULATION)
