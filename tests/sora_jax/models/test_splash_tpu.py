@@ -18,7 +18,10 @@ def v5p(monkeypatch):
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+    was = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # such a program can be kept, but not read without a TPU
+    yield topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+    jax.config.update("jax_enable_compilation_cache", was)
 
 
 @pytest.mark.parametrize("keys, dtype", [(16_384, "bfloat16"), (512, "float32")])
@@ -44,8 +47,10 @@ def test_the_seam_compiles_to_splash_on_a_mesh_of_tpus_without_an_exchange(v5p, 
     assert "all-gather" not in text and "all-reduce" not in text and "all-to-all" not in text
 
 
-@pytest.mark.parametrize("heads, exchange", [(4, "all-to-all"), (6, "collective-permute")])
-def test_a_spread_row_compiles_by_heads_and_round_the_ring(v5p, heads, exchange):
+@pytest.mark.parametrize(
+    "heads, expected", [(4, {"all-to-all"}), (3, {"collective-permute"}), (6, {"all-to-all", "collective-permute"})]
+)
+def test_a_spread_row_compiles_by_heads_and_round_the_ring(v5p, heads, expected):
     mesh = make_mesh({"context": 4}, v5p)
     sharding = NamedSharding(mesh, PartitionSpec(None, "context"))
     tensor = jax.ShapeDtypeStruct((1, 8192, heads, 128), jnp.bfloat16, sharding=sharding)
@@ -60,4 +65,4 @@ def test_a_spread_row_compiles_by_heads_and_round_the_ring(v5p, heads, exchange)
     exchanges = {
         e for e in ("all-to-all", "collective-permute", "all-gather") if f"{e}(" in text or f"{e}-start(" in text
     }
-    assert exchanges == {exchange} and "splash_mha_fwd_segmented_residuals" in text
+    assert exchanges == expected and "splash_mha_fwd_segmented_residuals" in text
