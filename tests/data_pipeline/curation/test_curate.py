@@ -176,6 +176,7 @@ def _patient(start: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray forks its daemons; JAX may be here from other tests
 def test_two_ray_nodes_give_the_bytes_of_the_local_pool(curated, films, tmp_path):
     """And so they do when a worker is killed in between, and when a node is removed."""
     import ray
