@@ -209,7 +209,7 @@ class ShardWriter:
             path = (self._writing / f"{split}-{number:05d}").rename(self._writing / name)
             if ArrayRecordReader(str(path), _READER_OPTIONS).num_records() != num_records:
                 raise RuntimeError(f"{name} does not hold its {num_records} records")
-            yield Shard(name, split, num_records, path.stat().st_size, _sha256(path))
+            yield Shard(name, split, num_records, path.stat().st_size, sha256_of(path))
 
     def _index(self) -> Index:
         rows = [(s, *row) for s, split in enumerate(SPLITS) for row in self._splits[split].rows]
@@ -298,7 +298,7 @@ class ShardReader:
 
     def verify(self) -> None:
         """Reads every shard once. Raises `UserError` naming those whose bytes differ from the manifest."""
-        damaged = [s.file for s in self.manifest.shards if _sha256(self.directory / s.file) != s.sha256]
+        damaged = [s.file for s in self.manifest.shards if sha256_of(self.directory / s.file) != s.sha256]
         if damaged:
             raise UserError(f"{self.directory}: damaged shards {', '.join(damaged)}: copy or rebuild them")
 
@@ -323,7 +323,8 @@ def _shape_of(record: Record) -> tuple[int, int, int]:
     return (record.num_frames, *record.crop[2:]) if record.kind == "clip" else record.shape[:3]
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

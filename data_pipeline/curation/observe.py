@@ -5,7 +5,7 @@ columns, sharpness, exposure, a small picture, and the optical flow (DIS, Kroege
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -128,15 +128,12 @@ def _with_motion(sample: Sample, greys: list[np.ndarray]) -> Sample:
     motion = float(np.linalg.norm(flow, axis=-1).mean()) / short
     median = np.median(flow.reshape(-1, 2), axis=0) / short
     if len(greys) == 2:
-        return _replaced(sample, motion, float("nan"))
+        return replace(sample, motion=motion, shake=float("nan"))
     before = _flow(greys[0], greys[1])
     repeated = min(np.abs(before).max(), np.abs(flow).max()) < 0.02
     jerk = median - np.median(before.reshape(-1, 2), axis=0) / short
-    return _replaced(sample, max(motion, sample.motion), 0.0 if repeated else float(np.linalg.norm(jerk)))
-
-
-def _replaced(sample: Sample, motion: float, shake: float) -> Sample:
-    return Sample(**{**vars(sample), "motion": motion, "shake": shake})
+    shake = 0.0 if repeated else float(np.linalg.norm(jerk))
+    return replace(sample, motion=max(motion, sample.motion), shake=shake)
 
 
 def _flow(before: np.ndarray, after: np.ndarray) -> Float32[np.ndarray, "y x 2"]:

@@ -10,7 +10,6 @@
 Folders and tars may be remote (fsspec); each worker fetches the sources of its own tasks.
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -242,8 +241,3 @@ def _table_bytes(folder: Storage, source: Source) -> bytes:
                 return (value or {}).get("bytes") or b""
             row -= size
     raise UserError(f"{source.url}/{source.name} has no row {source.start}: it changed while it was read")
-
-
-def without_lines(source: Source) -> Source:
-    """What decides the pixels of a source: captions do not."""
-    return dataclasses.replace(source, lines=())

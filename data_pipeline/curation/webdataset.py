@@ -1,7 +1,6 @@
 """A curated data set as WebDataset: tar shards of `<key>.mp4`, `<key>.txt` (the first caption) and `<key>.json`."""
 
 import dataclasses
-import hashlib
 import io
 import json
 import mimetypes
@@ -14,6 +13,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.records import SPLITS, ClipRecord
+from data_pipeline.shards import sha256_of
 
 MANIFEST = "dataset.json"
 
@@ -51,7 +51,7 @@ class WebDatasetWriter:
         """Publishes everything; returns the number of records by split."""
         for split in SPLITS:
             self._close(split)
-        files = {path.name: _sha256(path) for path in sorted(self._writing.iterdir())}
+        files = {path.name: sha256_of(path) for path in sorted(self._writing.iterdir())}
         plain = {"counts": self._counts, "files": files, "metadata": self._metadata}
         (self._writing / MANIFEST).write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
         for name in [*files, MANIFEST]:
@@ -68,8 +68,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
