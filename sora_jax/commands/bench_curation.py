@@ -15,10 +15,10 @@ from typing import Any
 
 from data_pipeline.curation.config import CurationConfig
 from data_pipeline.curation.curate import curate
-from data_pipeline.curation.variants import Truth, make_variants
+from data_pipeline.curation.variants import FPS, Truth, make_variants
 from data_pipeline.engines import LocalEngine
 from data_pipeline.walk import find_inputs
-from sora_jax.commands.data_options import add_workers, progress
+from sora_jax.commands.shared import add_workers, progress
 from sora_jax.commands.train import load_config
 from sora_jax.config import build_config
 
@@ -106,9 +106,12 @@ def score_cuts(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]]) 
 
 def _boundaries(clips: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     """[end, start) between neighbouring clips of a source, in frames."""
-    fps = 24.0
-    frames = sorted((round(clip["start_s"] * fps), round(clip["end_s"] * fps)) for clip in clips)
-    return [(a[1], b[0]) for a, b in pairwise(frames)]
+    return [(a[1], b[0]) for a, b in pairwise(sorted(map(_frames, clips)))]
+
+
+def _frames(clip: dict[str, Any]) -> tuple[int, int]:
+    """[start, end) of a clip in its source."""
+    return round(clip["start_s"] * FPS), round(clip["end_s"] * FPS)
 
 
 def score_borders(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -121,18 +124,14 @@ def score_borders(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]
         for clip in clips[truth.name]:
             top, left, height, width = clip["crop"]
             edges = (top, left, top + height, left + width)
-            is_whole = top == left == 0 and not _is_cropped(clip, truth)
+            is_whole = top == left == 0 and (height, width) == tuple(truth.crop[2:])
             true = (truth.crop[0], truth.crop[1], truth.crop[0] + truth.crop[2], truth.crop[1] + truth.crop[3])
             close = all(abs(a - b) <= BORDER_TOLERANCE for a, b in zip(edges, true, strict=True))
             found += barred and close
-            wrong += (not barred and not is_whole) or (barred and not close and not is_whole)
-            if barred != close or (not barred and not is_whole):
-                names += [] if (not barred and is_whole) else [f"{truth.name}: {clip['crop']}, true {truth.crop}"]
+            is_right = close if barred else is_whole
+            wrong += not is_right and not is_whole
+            names += [] if is_right else [f"{truth.name}: {clip['crop']}, true {truth.crop}"]
     return {**_rates(found, wrong, total), "errors": names}
-
-
-def _is_cropped(clip: dict[str, Any], truth: Truth) -> bool:
-    return tuple(clip["crop"][2:]) != tuple(truth.crop[2:])
 
 
 def score_limits(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
@@ -169,7 +168,7 @@ def score_duplicates(
 
 def _base(clip: dict[str, Any], segments: Sequence[tuple[str, int, int]]) -> str:
     """The base clip that shares most frames with this one."""
-    start, end = round(clip["start_s"] * 24), round(clip["end_s"] * 24)
+    start, end = _frames(clip)
     return max(segments, key=lambda segment: min(end, segment[2]) - max(start, segment[1]))[0]
 
 

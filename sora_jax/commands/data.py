@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.outcomes import outcomes_table
 from data_pipeline.synthetic.generate import WORLD_NAMES, WorldConfig, generate
 from sora_jax.commands import data_curate, data_doctor, data_show
-from sora_jax.commands.data_options import add_workers, progress
+from sora_jax.commands.shared import add_workers, progress
 
 MORE = {"curate": data_curate, "doctor": data_doctor, "show": data_show}
 

@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.curation.config import CurationConfig
 from data_pipeline.curation.curate import curate
 from data_pipeline.engines import Engine, LocalEngine, RayEngine
-from sora_jax.commands.data_options import add_workers, progress
+from sora_jax.commands.shared import add_workers, progress
 from sora_jax.commands.train import load_config
 from sora_jax.config import build_config
 

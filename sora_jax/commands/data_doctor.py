@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.doctor import examine_data, report_sections
 from data_pipeline.page import render_page
-from sora_jax.commands.data_options import progress
+from sora_jax.commands.shared import progress
 from sora_jax.commands.train import load_config
 from sora_jax.config import choose
 

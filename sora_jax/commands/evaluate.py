@@ -21,7 +21,6 @@ images or videos by a named protocol (docs/evaluation.md).
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,10 +28,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.errors import UserError
 from sora_jax.commands import (
     evaluate_dimensions,
     evaluate_embedded,
@@ -46,6 +43,7 @@ from sora_jax.commands import (
     evaluate_simulation,
     evaluate_weights,
 )
+from sora_jax.commands.shared import shown, write_result
 from sora_jax.config import choose
 from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
@@ -111,11 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.follow:
         return evaluate_follow.run(args, metrics, measure_all)
     result = measure_all(args, metrics)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise from_os_error(error, f"writing {args.out}") from error
+    write_result(args.out, result)
     return without_lists(result) | {"out": str(args.out)}
 
 
@@ -203,11 +197,6 @@ def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
     return result | {"clips": clips}
 
 
-def measure_features(args: argparse.Namespace) -> dict[str, Any]:
-    """FID or FVD by a named protocol, and what belongs to it."""
-    return evaluate_features.measure(args, _progress)
-
-
 VERBS = {"convert-weights": evaluate_weights, "train-embedded": evaluate_embedded, "scaling": evaluate_scaling}
 METRICS = {
     "probes": measure_probes,
@@ -215,9 +204,9 @@ METRICS = {
     "gallery": evaluate_gallery.measure,
     "reconstruction": measure_reconstruction,
     "seams": evaluate_seams.measure,
-    "simulation": lambda args: evaluate_simulation.measure(args, _progress),
-    "dimensions": lambda args: evaluate_dimensions.measure(args, _progress),
-    **dict.fromkeys(evaluate_features.METRICS, measure_features),
+    "simulation": evaluate_simulation.measure,
+    "dimensions": evaluate_dimensions.measure,
+    **dict.fromkeys(evaluate_features.METRICS, evaluate_features.measure),
 }
 WITHOUT_REAL = {"seams", "dimensions"}
 SAMPLES = {"probes", "simulation", "dimensions", *evaluate_features.METRICS}
@@ -226,7 +215,7 @@ SAMPLES = {"probes", "simulation", "dimensions", *evaluate_features.METRICS}
 
 def judge_all(videos: Iterable[Captioned], total: int, vocabulary, what: str) -> list[Judged]:
     """Every video judged by its caption."""
-    return [judge_video(text, frames, vocabulary) for text, frames in _progress(videos, total, f"probing {what}")]
+    return [judge_video(text, frames, vocabulary) for text, frames in shown(videos, total, f"probing {what}")]
 
 
 def _real(args: argparse.Namespace) -> list[Captioned]:
@@ -266,7 +255,3 @@ def draw_sheets(pairs: Sequence[Reconstruction], beside: Sequence[Sequence[Recon
 def frames_folder(out: Path) -> Path:
     """Where the pictures of the evaluation in the file `out` are."""
     return out.with_name(f"{out.stem}_frames")
-
-
-def _progress(items: Iterable, total: int, description: str) -> Iterable:
-    return track(items, description, total=total, console=Console(stderr=True), transient=True)

@@ -8,19 +8,17 @@ After VBench's dimensions, without its networks (docs/evaluation.md says what ea
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.shared import shown
 from sora_jax.evaluation.dimensions import PER_VIDEO, dimensions, mean_of
 from sora_jax.evaluation.features import FeatureNetwork
 from sora_jax.evaluation.media import MediaSet, open_media
 from sora_jax.evaluation.protocols import PROTOCOLS
 from sora_jax.models.embedded import load_embedded
 from sora_jax.models.feature_files import load_weights
-
-Show = Callable[[Iterable, int, str], Iterable]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def measure(args: argparse.Namespace, show: Show) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Means over the generated videos and, where they are given, over real ones."""
     if args.generated is None:
         raise UserError("--metric dimensions needs --generated DIR, a folder of videos, or --run RUN")
@@ -42,13 +40,13 @@ def measure(args: argparse.Namespace, show: Show) -> dict[str, Any]:
     sides = {"generated": open_media(args.generated, args.split).at_most(args.num_generated)}
     if args.real is not None:
         sides["real"] = open_media(args.real, args.split).at_most(args.num_real)
-    scores = {side: _means(network, media, args, show) for side, media in sides.items()}
+    scores = {side: _means(network, media, args) for side, media in sides.items()}
     about = {"kind": weights.kind, "network": weights.network, "fingerprint": weights.fingerprint}
     return {"generated": str(args.generated), "scores": scores, "subject_network": about}
 
 
-def _means(network: FeatureNetwork, media: MediaSet, args: argparse.Namespace, show: Show) -> dict[str, Any]:
-    numbers = show(range(len(media)), len(media), f"measuring {media.source}")
+def _means(network: FeatureNetwork, media: MediaSet, args: argparse.Namespace) -> dict[str, Any]:
+    numbers = shown(range(len(media)), len(media), f"measuring {media.source}")
     rows = [dimensions(media.read(i, args.max_frames or None), network) for i in numbers]
     kept = {name: [row[name] for row in rows if name in row] for name in PER_VIDEO}
     return {name: dataclasses.asdict(mean_of(values)) for name, values in kept.items() if values}

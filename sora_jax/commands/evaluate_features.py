@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.shared import shown
 from sora_jax.evaluation.feature_scores import inception_score, kernel_distance, manifolds
 from sora_jax.evaluation.features import FeatureNetwork, FeatureSet, cached_features, extract
 from sora_jax.evaluation.frechet import bootstrap, extrapolate, frechet_distance, gaussian
@@ -71,7 +72,7 @@ def split_published(args: argparse.Namespace, metrics: Sequence[str]) -> dict[st
     return found
 
 
-def measure(args: argparse.Namespace, show: Callable[[Iterable, int, str], Iterable]) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The score and what it says of itself. Raises UserError for options that are missing or do not fit."""
     protocol = _protocol(args)
     name = protocol.network.name
@@ -82,7 +83,7 @@ def measure(args: argparse.Namespace, show: Callable[[Iterable, int, str], Itera
     generated = open_media(args.generated, args.split).at_most(args.num_generated or protocol.num_generated)
 
     def progress(what: str) -> Callable[[Iterable, int], Iterable]:
-        return lambda items, total: show(items, total, f"features of {what}")
+        return lambda items, total: shown(items, total, f"features of {what}")
 
     real_set = cached_features(network, real, args.cache, args.batch, progress("real clips"))
     generated_set = extract(network, generated, args.batch, progress("generated ones"))

@@ -6,10 +6,8 @@ sora-jax evaluate --metric gallery --run RUN --real CLIPS --out gallery.json [--
 import argparse
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from data_pipeline.errors import UserError
+from sora_jax.commands.shared import shown
 from sora_jax.evaluation.gallery import check, read_source, show_all
 from sora_jax.evaluation.mode_sheet import draw_modes
 from sora_jax.generation.api import Generator
@@ -27,8 +25,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"steps": args.steps, "guidance": args.guidance, "solver": args.solver}
     base = SampleOptions(prompt=source.prompts[0], **settings).resolved(generator.run.preview)
     rows, lines = [], []
-    shown = track(show_all(generator, source, base), "sampling", console=Console(stderr=True))
-    for number, one in enumerate(shown):
+    for number, one in enumerate(shown(show_all(generator, source, base), None, "sampling")):
         lines.append(check(one, folder, number))
         rows.append((one.mode, one.options.prompt, one.frames, one.is_known))
     sheet = args.out.with_name(f"{args.out.stem}_sheet.jpg")

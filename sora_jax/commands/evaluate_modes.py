@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardReader
 from data_pipeline.video_io import decode_record
+from sora_jax.commands.shared import shown
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.evaluation.mode_obedience import BEHIND, Case, held, judge_case, make_cases, tally
 from sora_jax.evaluation.mode_sheet import draw_modes
@@ -47,7 +46,7 @@ def measure_modes(args: argparse.Namespace) -> dict[str, Any]:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_modes(one_of_each(cases, results), sheet)
     groups: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for case, result in track(list(zip(cases, results, strict=True)), "probing", console=Console(stderr=True)):
+    for case, result in shown(zip(cases, results, strict=True), len(cases), "probing"):
         groups[case.mode]["generated"].append(judge_case(case, result, vocabulary))
         holding = held(case)
         if holding is not None:
@@ -83,7 +82,7 @@ def read_cases(args: argparse.Namespace, run: TrainedRun) -> tuple[list[Case], A
         )
     vocabulary = vocabulary_of(claim for _, caption, _ in clips for claim in parse_prompt(caption))
     cases = []
-    for frames, caption, fps in track(clips, "encoding", console=Console(stderr=True)):
+    for frames, caption, fps in shown(clips, len(clips), "encoding"):
         cases += make_cases(run.sampler.codec, run.sampler.layout, frames, caption, fps, vocabulary)
     return cases, vocabulary
 
@@ -93,7 +92,7 @@ def sample_cases(cases: list[Case], run: TrainedRun, sampling: SamplingConfig) -
     requests = [case.request(seed) for seed, case in enumerate(cases)]
     results: list[Any] = [None] * len(cases)
     generated = run.sampler.generate(run.params, run.frozen, requests, sampling)
-    for number, frames in track(generated, "sampling", total=len(cases), console=Console(stderr=True)):
+    for number, frames in shown(generated, len(cases), "sampling"):
         results[number] = cases[number].result(frames)
     return results
 

@@ -9,10 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from data_pipeline.errors import UserError
+from sora_jax.commands.shared import progress
 from sora_jax.evaluation.protocols import PROTOCOLS
 from sora_jax.evaluation.run_samples import Draw, draw_samples
 from sora_jax.generation.api import Generator
@@ -38,15 +36,12 @@ def draw(args: argparse.Namespace, metrics: Sequence[str]) -> Path:
     generator = Generator.from_run(args.run, args.step, ema=not args.raw, latents=args.latents)
     options = SampleOptions(seed=args.seed, steps=args.steps, guidance=args.guidance, solver=args.solver)
     taken = [protocol for protocol in PROTOCOLS.values() if protocol.name in (*metrics, *_named(args))]
-    needed = [args.frames or protocol.num_frames * protocol.stride for protocol in taken]
+    needed = [args.frames or protocol.needed_frames for protocol in taken]
     wanted = Draw(args.real, args.split, args.num_generated or args.num_real or MOST, options, max(needed, default=1))
     parameters = "raw" if args.raw else "ema"
     out = args.out.parent / f"{args.out.stem}_samples" / f"{generator.run.step}_{parameters}"
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"sampling step {generator.run.step}", total=None)
-        return draw_samples(
-            generator, wanted, out, told=lambda done, total: progress.update(bar, completed=done, total=total)
-        )
+    with progress(f"sampling step {generator.run.step}") as told:
+        return draw_samples(generator, wanted, out, told)
 
 
 def _named(args: argparse.Namespace) -> list[str]:

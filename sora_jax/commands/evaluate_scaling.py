@@ -17,7 +17,8 @@ from typing import Any
 
 import jax
 
-from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.errors import UserError
+from sora_jax.commands.shared import write_result
 from sora_jax.sweeps.directory import read_members
 from sora_jax.sweeps.plan import Member
 from sora_jax.sweeps.scaling import FLOPS, Point, fit, interval, resampled
@@ -70,10 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "figure": str(figure),
         "points": [dataclasses.asdict(point) | {"flops": point.flops} for point in points],
     }
-    try:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise from_os_error(error, f"writing {args.out}") from error
+    write_result(args.out, result)
     return {n: v for n, v in result.items() if n != "points"} | {"runs": len(points), "out": str(args.out)}
 
 

@@ -9,22 +9,22 @@ real clips whose second half is another clip's).
 """
 
 import argparse
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.shared import shown
 from sora_jax.evaluation.inputs import read_real, read_sample, read_samples
 from sora_jax.evaluation.simulation_probes import KINDS, forgetful, rates
 
 
-def measure(args: argparse.Namespace, show: Callable[[Iterable, int, str], Iterable]) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The shares. Raises UserError for clips whose captions are of no kind."""
     if args.generated is None:
         raise UserError("--metric simulation needs --generated DIR, what `sora-jax sample --prompts` wrote, or --run")
     real = read_real(args.real, args.split, args.num_real, args.max_frames)
     entries = read_samples(args.generated)
-    shown = show(entries, len(entries), "reading samples")
-    samples = [(entry["prompt"], read_sample(args.generated, entry)) for entry in shown]
+    reading = shown(entries, len(entries), "reading samples")
+    samples = [(entry["prompt"], read_sample(args.generated, entry)) for entry in reading]
     groups = {"generated": rates(samples), "real": rates(real)}
     for name, where in (("generated", args.generated), ("real", args.real)):
         if not groups[name]:

@@ -1,12 +1,17 @@
-"""What the verbs of `sora-jax data` share: the number of processes, and a bar."""
+"""What several verbs share: the number of processes, bars on stderr, and a result as a file."""
 
 import argparse
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from data_pipeline.errors import from_os_error
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -28,3 +33,17 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def shown(items: Iterable, total: int | None, description: str) -> Iterable:
+    """The items, with a bar on stderr; `total` None: as many as there are, which nobody knows yet."""
+    return track(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """A verb's result as JSON. Raises UserError or SystemFailure where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise from_os_error(error, f"writing {path}") from error

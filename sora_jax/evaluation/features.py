@@ -126,7 +126,7 @@ def extract(
     Raises UserError where a clip cannot be read, or fewer than two are long enough.
     """
     protocol = network.protocol
-    needed = protocol.num_frames * protocol.stride
+    needed = protocol.needed_frames
     if protocol.metric == "fvd" and protocol.num_frames < MIN_FRAMES:
         raise UserError(f"I3D needs at least {MIN_FRAMES} frames, the protocol has {protocol.num_frames}")
     parts: list[tuple[np.ndarray, np.ndarray]] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardReader
@@ -45,12 +45,20 @@ def read_real(directory: Path, split: str, most: int, max_frames: int = 0) -> li
     """(first caption, frames) of up to `most` clips of a split, evenly spread over it; `max_frames`, if not 0,
     is the most frames of each."""
     reader = ShardReader(directory, "clip")
-    numbers = reader.index.select(split)
-    if not len(numbers):
-        raise UserError(f"{directory} has no {split} clips: build it from more groups, or choose another --split")
+    numbers = clip_numbers(reader, split)
     numbers = numbers[np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)]
     records = (reader.read(int(number)) for number in numbers)
     return [
         (record.captions[0].text if record.captions else "", decode_record(record)[0][: max_frames or None].copy())
         for record in records
     ]
+
+
+def clip_numbers(reader: ShardReader, split: str) -> Int64[np.ndarray, " n"]:
+    """The records of a split. Raises `UserError` if it has none."""
+    numbers = reader.index.select(split)
+    if not len(numbers):
+        raise UserError(
+            f"{reader.directory} has no {split} clips: build it from more groups, or choose another --split"
+        )
+    return numbers

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.errors import UserError
 from data_pipeline.shards import Manifest, ShardReader
 from data_pipeline.video_io import Frames, decode, decode_record
 from data_pipeline.walk import find_inputs
-from sora_jax.evaluation.inputs import SAMPLES, read_samples
+from sora_jax.evaluation.inputs import SAMPLES, clip_numbers, read_samples
+from sora_jax.generation.manifest import file_digest
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def open_media(directory: Path, split: str) -> MediaSet:
 
 def _shards(directory: Path, split: str) -> MediaSet:
     reader, manifest = ShardReader(directory, "clip"), Manifest.load(directory)
-    numbers = reader.index.select(split)
-    if not len(numbers):
-        raise UserError(f"{directory} has no {split} clips: build it from more groups, or choose another --split")
+    numbers = clip_numbers(reader, split)
     shards = {(s.split, s.file): s.sha256 for s in manifest.shards}
     digest = hashlib.sha256(json.dumps(sorted((*key, sha) for key, sha in shards.items())).encode()).hexdigest()
 
@@ -93,12 +92,4 @@ def _files(directory: Path, names: Sequence[str], made_by: dict[str, object]) ->
     def read(i: int, most: int | None) -> Frames:
         return decode(directory / names[i], most)[0]
 
-    return MediaSet(str(directory), tuple(names), tuple(_sha256(directory / name) for name in names), read, made_by)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise from_os_error(error, f"reading {path}") from error
+    return MediaSet(str(directory), tuple(names), tuple(file_digest(directory / name) for name in names), read, made_by)

@@ -65,7 +65,12 @@ def follow(frames: Video, colour: str, vocabulary: Vocabulary = Vocabulary()) ->
     cover = covers_of(frames, vocabulary.colours)[colour]
     area = cover.sum((1, 2))
     seen = area >= max(MIN_AREA_PIXELS, SEEN_SHARE * _full_area(area))
-    track = np.full((len(frames), 2), np.nan)
+    return track_of(cover, area, seen)
+
+
+def track_of(cover: Cover, area: Float[np.ndarray, " T"], seen: Bool[np.ndarray, " T"]) -> Float[np.ndarray, "T 2"]:
+    """The mask's centroid (x, y) in the frames in which it is `seen`; NaN in the others."""
+    track = np.full((len(cover), 2), np.nan)
     track[seen] = _centroids(cover[seen], area[seen])
     return track
 

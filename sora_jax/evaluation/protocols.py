@@ -122,6 +122,11 @@ class Protocol:
         return [step.side for step in self.steps if isinstance(step, Resize)][-1]
 
     @property
+    def needed_frames(self) -> int:
+        """As many a video must have, at least."""
+        return self.num_frames * self.stride
+
+    @property
     def fingerprint(self) -> str:
         """The hash of all that the protocol says."""
         plain = dataclasses.asdict(self) | {"steps": [repr(step) for step in self.steps]}
@@ -257,7 +262,7 @@ def preprocess(
     protocol: Protocol, frames: UInt8[np.ndarray, "T Y X 3"]
 ) -> Float32[np.ndarray, "{protocol.num_frames} {protocol.side} {protocol.side} 3"]:
     """What reaches the network. Raises UserError for fewer frames than the protocol takes."""
-    needed = protocol.num_frames * protocol.stride
+    needed = protocol.needed_frames
     if len(frames) < needed:
         raise UserError(f"protocol {protocol.name} takes {needed} frames, the video has {len(frames)}")
     return run_steps(protocol, frames[: needed : protocol.stride])

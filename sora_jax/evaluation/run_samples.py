@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardReader
+from sora_jax.evaluation.inputs import clip_numbers
 from sora_jax.generation.api import Generator
 from sora_jax.generation.bulk import Bulk, sample_in_bulk
 from sora_jax.generation.options import SampleOptions, changed
@@ -31,9 +32,7 @@ class Draw:
 def captions_of(real: Path, split: str, most: int) -> tuple[str, ...]:
     """The first caption of up to `most` clips. Raises UserError for what is no clip shards, or has no captions."""
     reader = ShardReader(real, "clip")
-    numbers = reader.index.select(split)
-    if not len(numbers):
-        raise UserError(f"{real} has no {split} clips: build it from more groups, or choose another --split")
+    numbers = clip_numbers(reader, split)
     chosen = [int(numbers[i * len(numbers) // min(most, len(numbers))]) for i in range(min(most, len(numbers)))]
     found = [(reader.read(number).captions or [None])[0] for number in chosen]
     if None in found:

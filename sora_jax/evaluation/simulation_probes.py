@@ -15,7 +15,7 @@ from scipy.ndimage import label
 
 from data_pipeline.synthetic.palette import COLOURS
 from data_pipeline.synthetic.simulation import INKS, NUMBERS
-from sora_jax.evaluation.probes import covers_of
+from sora_jax.evaluation.probes import covers_of, track_of
 from sora_jax.evaluation.scores import Share, share
 
 Video = UInt8[np.ndarray, "T Y X 3"]
@@ -42,10 +42,8 @@ class Seen:
 
     def track(self, colour: str) -> Float[np.ndarray, "T 2"]:
         """(x, y); NaN where less than SEEN is seen."""
-        cover, area = self.cover[colour], self.area(colour)
-        x, y = (np.arange(n) + 0.5 for n in (cover.shape[2], cover.shape[1]))
-        weight = np.where(area >= max(SEEN * self.full(colour), 1), area, np.nan)[:, None]
-        return np.stack([(cover.sum(1) * x).sum(-1), (cover.sum(2) * y).sum(-1)], -1) / weight
+        area = self.area(colour)
+        return track_of(self.cover[colour], area, area >= max(SEEN * self.full(colour), 1))
 
     def others(self, colours: Sequence[str]) -> float:
         """The largest area of any other ink in any frame."""

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from jaxtyping import Array, Float
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -94,23 +94,14 @@ def _over_time(x: Float[Array, "N T Y X C"], kernel: Float[Array, "3 C D"]) -> F
 
 def to_tensors(params: Any) -> Tensors:
     """Parameters as flat names."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {
-        ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): np.asarray(value, np.float32)
-        for path, value in paths
-    }
+    flat = traverse_util.flatten_dict(params)
+    return {".".join(map(str, path)): np.asarray(value, np.float32) for path, value in flat.items()}
 
 
 def to_params(tensors: Tensors) -> dict[str, Any]:
     """The way back; numbers of lists are ints again."""
-    params: dict[Any, Any] = {}
-    for name, value in tensors.items():
-        *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
-        level = params
-        for part in path:
-            level = level.setdefault(part, {})
-        level[last] = value
-    return params
+    paths = {name: tuple(int(part) if part.isdigit() else part for part in name.split(".")) for name in tensors}
+    return traverse_util.unflatten_dict({paths[name]: value for name, value in tensors.items()})
 
 
 def save_embedded(networks: dict[str, Tensors], about: dict[str, Any], out: Path) -> None:

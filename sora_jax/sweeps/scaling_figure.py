@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.evaluation.figures import SERIES
-from sora_jax.sweeps.scaling import Law, Point
+from sora_jax.sweeps.scaling import FLOPS, Law, Point
 
 ENDINGS = (".png", ".svg")
 
@@ -25,7 +25,7 @@ def draw_scaling(points: Sequence[Point], law: Law, path: Path) -> None:
             own = sorted((p for p in points if p.parameters == n), key=lambda p: p.tokens)
             tokens = np.geomspace(own[0].tokens, own[-1].tokens, 50)
             for axes, x, line in (
-                (compute, [p.flops for p in own], 6 * n * tokens),
+                (compute, [p.flops for p in own], FLOPS * n * tokens),
                 (data, [p.tokens for p in own], tokens),
             ):
                 axes.plot(x, [p.loss for p in own], "o", color=SERIES[i % len(SERIES)], label=_count(n))
