@@ -22,7 +22,15 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import EXIT_SYSTEM_ERROR, UserError
-from sora_jax.training.peers import CLIENT_HEARTBEAT_S, EXIT_HOST_LOST, LINGER_S, SILENCE_S, Peers, client
+from sora_jax.training.peers import (
+    CLIENT_HEARTBEAT_S,
+    CLIENT_HEARTBEAT_SILENCES,
+    EXIT_HOST_LOST,
+    LINGER_S,
+    SILENCE_S,
+    Peers,
+    client,
+)
 from sora_jax.training.rendezvous import Place, meet
 
 START_TIMEOUT_S = 120.0
@@ -124,7 +132,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
         yield
         return
     silence_s = _seconds(environment, "SORA_SILENCE_S", SILENCE_S)
-    _start(place, environment, _seconds(environment, "SORA_START_TIMEOUT_S", START_TIMEOUT_S))
+    _start(place, environment, _seconds(environment, "SORA_START_TIMEOUT_S", START_TIMEOUT_S), silence_s)
     _quieten()
     peers = Peers(silence_s)
     try:
@@ -136,12 +144,12 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
         peers.fail(*_verdict(error))
 
 
-def _start(place: Place | None, environment: Mapping[str, str], timeout_s: float) -> None:
+def _start(place: Place | None, environment: Mapping[str, str], timeout_s: float, silence_s: float) -> None:
     # Its handler of SIGTERM would take the place of ours; the loop agrees on the step at which to stop by itself.
     jax.config.update("jax_enable_preemption_service", False)
     limits: dict[str, int] = {
         "initialization_timeout": max(1, round(timeout_s)),
-        "heartbeat_timeout_seconds": CLIENT_HEARTBEAT_S,
+        "heartbeat_timeout_seconds": max(CLIENT_HEARTBEAT_S, round(CLIENT_HEARTBEAT_SILENCES * silence_s)),
     }
     if place is None:
         jax.distributed.initialize(**limits)

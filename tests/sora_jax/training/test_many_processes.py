@@ -13,7 +13,7 @@ from tests.sora_jax.training.processes import Processes, losses, run
 
 
 def test_one_signal_stops_all_after_the_same_step_and_the_end_is_bitwise_the_same(tmp_path):
-    environment = {"TOY_STEP_SECONDS": "0.05", "TOY_TRAIN": json.dumps({"log_every": 1})}
+    environment = {"TOY_STEP_SECONDS": "0.05", "TOY_TRAIN": json.dumps({"log_every": 1}), "SORA_SILENCE_S": "40"}
     options = {"count": 2, "devices": 2, "environment": environment}
     run("toy_run.py", tmp_path / "whole", 40, **options)
     with Processes("toy_run.py", tmp_path / "stopped", 40, **options) as processes:
