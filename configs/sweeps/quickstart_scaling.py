@@ -25,7 +25,7 @@ COMMON = {
 }
 
 SIZES = ((32, 2, 2), (64, 3, 2), (128, 4, 4))
-BUDGETS = (50, 100, 200)
+BUDGETS = (50, 200, 800)  # 1x, 4x, 16x of each size: the same sweep gives the picture by compute
 
 
 def get_sweep():

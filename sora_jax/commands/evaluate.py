@@ -2,6 +2,7 @@
 
     sora-jax evaluate --metric probes --generated SAMPLES --real CLIPS [--autoencoder RUN] --out evaluation.json
     sora-jax evaluate --metric modes --run RUN --real CLIPS --out modes.json
+    sora-jax evaluate --metric prediction --run RUN --real CLIPS --out prediction.json [--context K] [--lpips DIR]
     sora-jax evaluate --metric gallery --run RUN --real CLIPS --out gallery.json
     sora-jax evaluate --metric reconstruction --autoencoder RUN --real CLIPS --out reconstruction.json [--lpips DIR] \
         [--beside ANOTHER]
@@ -12,12 +13,13 @@
 
 `probes`: how often samples of a synthetic world obey their prompts, beside real held-out clips, the same clips through
 the autoencoder (the best that samples can look), and chance. `modes`: the same where a still, a clip's beginning, end
-or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `gallery`: every mode on
-real clips, to be looked at, and whether known pixels are the source's (docs/prompting.md). `reconstruction`: PSNR,
-SSIM and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the
-weights that lie in a folder (docs/autoencoder.md); of another autoencoder on the very same frames, too. `seams`: how
-large the step is where known and new frames of a sample meet (docs/prompting.md). `fid` and `fvd`: the distance to real
-images or videos by a named protocol (docs/evaluation.md).
+or both, or all but a region are given, and whether the rest goes on as the hidden truth does. `prediction`: how far the
+frames that follow on a clip's first ones are from the clip's own, in PSNR, SSIM and LPIPS. `gallery`: every mode on
+real clips, to be looked at, and whether known pixels are the source's (docs/prompting.md). `reconstruction`: PSNR, SSIM
+and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the weights
+that lie in a folder (docs/autoencoder.md); of another autoencoder on the very same frames, too. `seams`: how large the
+step is where known and new frames of a sample meet (docs/prompting.md). `fid` and `fvd`: the distance to real images or
+videos by a named protocol (docs/evaluation.md).
 """
 
 import argparse
@@ -37,6 +39,7 @@ from sora_jax.commands import (
     evaluate_follow,
     evaluate_gallery,
     evaluate_modes,
+    evaluate_prediction,
     evaluate_run,
     evaluate_scaling,
     evaluate_seams,
@@ -88,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_frames", type=int, default=0, help="only so many frames of each of them; 0: all")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     evaluate_modes.add_arguments(parser)
-    for module in (evaluate_features, evaluate_dimensions, evaluate_run, evaluate_follow):
+    for module in (evaluate_prediction, evaluate_features, evaluate_dimensions, evaluate_run, evaluate_follow):
         module.add_arguments(parser)
 
 
@@ -201,6 +204,7 @@ VERBS = {"convert-weights": evaluate_weights, "train-embedded": evaluate_embedde
 METRICS = {
     "probes": measure_probes,
     "modes": evaluate_modes.measure_modes,
+    "prediction": evaluate_prediction.measure,
     "gallery": evaluate_gallery.measure,
     "reconstruction": measure_reconstruction,
     "seams": evaluate_seams.measure,

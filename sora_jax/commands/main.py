@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import logging
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from absl import logging as absl_logging
 
 from data_pipeline.errors import EXIT_SYSTEM_ERROR, UserError
+from sora_jax.commands.shared import plain
 from sora_jax.training.compile_cache import use_compile_cache
 
 # A loader's worker process re-imports the main script as `__mp_main__`, and needs no jax: blocking that import there
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", EXIT_SYSTEM_ERROR)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
-    print(json.dumps(_plain(result), default=_to_json), flush=True)
+    print(json.dumps(plain(result), default=_to_json), flush=True)
     return int(result.get("exit_code", 0))
 
 
@@ -143,15 +143,6 @@ def _check_paths(args: argparse.Namespace) -> None:
 def _fail(message: str, code: int) -> int:
     print(f"sora-jax: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
-
-
-def _plain(value: object) -> object:
-    """JSON has no number that is not finite: a loss that is NaN becomes null."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _to_json(value: object) -> object:

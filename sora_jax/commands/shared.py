@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,15 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     """A verb's result as JSON. Raises UserError or SystemFailure where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(json.dumps(plain(result), indent=1) + "\n")
     except OSError as error:
         raise from_os_error(error, f"writing {path}") from error
+
+
+def plain(value: object) -> object:
+    """JSON has no number that is not finite: a loss that is NaN becomes null."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
