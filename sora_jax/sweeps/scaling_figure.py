@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.evaluation.figures import SERIES
@@ -40,6 +41,10 @@ def draw_scaling(points: Sequence[Point], law: Law, path: Path) -> None:
         compute.set(xlabel="compute, FLOPs", ylabel="held-out loss", xscale="log", yscale="log")
         size.set(xlabel="parameters", xscale="log")
         data.set(xlabel="tokens", xscale="log")
+        for axes in (size, data):  # less than a decade may lie between the ends: a label at 1, 2 and 5 of each
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _count(x)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         for axes, title in ((compute, "parameters"), (size, "tokens"), (data, "parameters")):
             axes.grid(alpha=0.15, which="both")
             axes.spines[["top", "right"]].set_visible(False)
