@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from sora_jax.evaluation.features import FeatureNetwork
 from sora_jax.evaluation.protocols import PROTOCOLS, Protocol
-from sora_jax.models.feature_files import FeatureWeights, Tensors, expected_shapes, fingerprint_of
+from sora_jax.models.feature_files import FeatureWeights, Tensors, expected_shapes, fingerprint_of, sized_kind
 from sora_jax.models.videomae import BASE, GIANT, VideoMaeConfig, videomae_shapes
 
 VIDEOMAES = {"giant": GIANT, "base": BASE}
@@ -43,7 +43,7 @@ def random_weights(network: str, is_thin: bool, videomae: str = "giant", seed: i
     else:
         shapes = expected_shapes(network, subject.divisor if is_thin else 1)
     tensors = draw_tensors(shapes, seed)
-    return FeatureWeights(network, subject.kind, tensors, fingerprint_of(tensors))
+    return FeatureWeights(network, sized_kind(subject.kind, tensors), tensors, fingerprint_of(tensors))
 
 
 def draw_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> Tensors:

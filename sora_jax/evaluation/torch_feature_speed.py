@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from sora_jax.evaluation.feature_speed import SUBJECTS
 from sora_jax.evaluation.protocols import Protocol
 from sora_jax.evaluation.torch_features import Piergiaj, PytorchFid, VideoMaeV2
 from sora_jax.models.feature_files import KINDS, FeatureWeights, divisor_of
@@ -25,7 +26,7 @@ class TorchFeatures:
         torch.backends.cuda.matmul.allow_tf32 = False
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.is_of_images = weights.network == "inception"
-        naming = KINDS[weights.kind].naming
+        naming = KINDS[SUBJECTS[weights.network].kind].naming
         state = {naming(name): torch.from_numpy(value) for name, value in weights.tensors.items()}
         module = _module(weights, protocol, side)
         module.load_state_dict(state, strict=False)  # norms count batches there, and VideoMAE has a classifier

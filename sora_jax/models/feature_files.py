@@ -210,10 +210,10 @@ def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
         tensors[name] = np.ascontiguousarray(value, np.float32)
         if not np.all(np.isfinite(tensors[name])):
             raise UserError(f"{path}: {published} holds numbers that are not finite; download it again")
-    return FeatureWeights(known.network, _sized(kind, tensors), tensors, fingerprint_of(tensors))
+    return FeatureWeights(known.network, sized_kind(kind, tensors), tensors, fingerprint_of(tensors))
 
 
-def _sized(kind: str, tensors: Tensors) -> str:
+def sized_kind(kind: str, tensors: Tensors) -> str:
     """The kind, and a VideoMAE's sizes if it is not the published one: no protocol means such a file."""
     config = config_of(tensors)
     return kind if KINDS[kind].network != "videomae" or config == GIANT else f"{kind} {config.width}x{config.depth}"
