@@ -17,6 +17,7 @@ BENCHES = {
     "solvers": "how near each solver comes to 1000 Euler steps, by network calls, with a trained run",
     "attention": "attention within 1, 4 and 16 segments of a row: whether its time follows the sum of squares",
     "autoencoder": "frames a second of encoding and decoding, and of the same network in PyTorch",
+    "features": "samples a second through the networks of FID and FVD, and through the same in PyTorch",
     "crops": "an autoencoder's mixed shapes: a program for each, against one padded to the largest",
     "packing": "how full and how balanced the packing plan's rows are, on real or synthetic lengths",
     "loader": "tokens or frames a second from one data set through the stream",

@@ -34,6 +34,8 @@ MOST_NEIGHBOURS = 10_000
 FEWEST_NEIGHBOURS = 7
 PUBLISHED = ("fid", "fvd")
 METRICS = (*PUBLISHED, "synth-fd", "synth-fvd")
+OF_FRAMES = {"fvd", "synth-fd", "synth-fvd"}
+"""Metrics that `--frames` is for."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache", type=Path, metavar="DIR", help="where features of the real side are kept")
 
 
-def split_published(args: argparse.Namespace, metrics: Sequence[str]) -> dict[str, dict[str, str]]:
+def split_published(args: argparse.Namespace, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The protocol and the weights of each published metric of a list, given in the order of these metrics.
 
-    Raises UserError where their numbers differ.
+    `--frames` is not `fid`'s where another of them takes it. Raises UserError where their numbers differ.
     """
     published = [metric for metric in metrics if metric in PUBLISHED]
-    found: dict[str, dict[str, str]] = {metric: {} for metric in published}
+    found: dict[str, dict[str, Any]] = {metric: {} for metric in published}
+    if "fid" in found and OF_FRAMES.intersection(metrics):
+        found["fid"]["frames"] = None
     for name in ("protocol", "weights"):
         given = (getattr(args, name) or "").split(",") if getattr(args, name) else []
         if given and len(given) != len(published):

@@ -31,12 +31,14 @@ from sora_jax.models.feature_files import FeatureWeights, divisor_of, network_pa
 from sora_jax.models.i3d import MIN_FRAMES, I3d, I3dConfig
 from sora_jax.models.inception import Inception, InceptionConfig
 from sora_jax.models.layers import definition
+from sora_jax.models.videomae import VideoMae, check_frames, config_of
 from sora_jax.types import Device
 
 SMALL = {"cpu": 16, "gpu": 256, "tpu": 256}
 MICRO_BATCH = {
     "inception": {"cpu": 4, "gpu": 32, "tpu": 32},
     "i3d": {"cpu": 1, "gpu": 8, "tpu": 8},
+    "videomae": {"cpu": 1, "gpu": 8, "tpu": 8},
     **dict.fromkeys(NETWORKS, SMALL),
 }
 READERS = 4
@@ -97,9 +99,18 @@ class FeatureNetwork:
 
 def _forward(weights: FeatureWeights, protocol: Protocol) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
     """(params, clips [N, T, Y, X, 3]) -> features [N, rows, D] and logits; I3D's logits are its features."""
+
+    def without_logits(network: Any, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = network(clips)
+        return found[:, None], jnp.zeros((len(clips), 0), found.dtype)
+
     if weights.network in NETWORKS:
         embedded = definition(lambda rngs: Embedded(NETWORKS[weights.network], rngs))
         return lambda params, clips: (nnx.merge(embedded, params).features(clips), jnp.zeros((len(clips), 0)))
+    if weights.network == "videomae":
+        config = config_of(weights.tensors, protocol.network.eps)
+        tokens = definition(lambda rngs: VideoMae(config, rngs))
+        return lambda params, clips: without_logits(nnx.merge(tokens, params), clips)
     divisor = divisor_of(weights)
     if weights.network == "inception":
         image_graph = definition(lambda rngs: Inception(InceptionConfig(divisor), rngs))
@@ -110,12 +121,7 @@ def _forward(weights: FeatureWeights, protocol: Protocol) -> Callable[[Any, jax.
 
         return both
     graph = definition(lambda rngs: I3d(I3dConfig(protocol.network.fixed_padding, divisor), rngs))
-
-    def logits(params: Any, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = nnx.merge(graph, params)(clips)
-        return found[:, None], jnp.zeros((len(clips), 0), found.dtype)
-
-    return logits
+    return lambda params, clips: without_logits(nnx.merge(graph, params), clips)
 
 
 def extract(
@@ -127,8 +133,10 @@ def extract(
     """
     protocol = network.protocol
     needed = protocol.needed_frames
-    if protocol.metric == "fvd" and protocol.num_frames < MIN_FRAMES:
+    if protocol.network.name == "i3d" and protocol.num_frames < MIN_FRAMES:
         raise UserError(f"I3D needs at least {MIN_FRAMES} frames, the protocol has {protocol.num_frames}")
+    if protocol.network.name == "videomae":
+        check_frames(protocol.num_frames)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     longest = 0
     for frames in show(_batches(media, needed, batch), -(-len(media) // batch)):

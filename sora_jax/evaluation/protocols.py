@@ -143,6 +143,7 @@ UNIT, SIGNED = Linear(divide=255), Linear(multiply=2, add=-1)
 AROUND_128 = (Linear(add=-128), Linear(divide=128))
 TORCHSCRIPT_I3D = Network("i3d", ("stylegan-v",), fixed_padding=True)
 STATE_DICT_I3D = Network("i3d", ("cd-fvd",), eps=1e-5)
+VIDEOMAE = Network("videomae", ("videomae",), eps=1e-6)
 STYLEGAN_V = Protocol(
     "stylegan-v",
     "fvd",
@@ -234,6 +235,12 @@ PROTOCOLS = {
             num_frames=16,
         ),
         CD_FVD,
+        dataclasses.replace(
+            CD_FVD,
+            name="cd-fvd-videomae",
+            network=VIDEOMAE,
+            steps=(*CD_FVD.steps[:3], UNIT, Resize("torch-bilinear", 224)),
+        ),
         Protocol(
             "pytorch-fid",
             "fid",

@@ -118,16 +118,46 @@ class FoldedUnit(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(wiring.unit.width))
 
     def __call__(self, x: Float[Array, "N ... C"]) -> Float[Array, "N ... D"]:
-        # In full float32: TPUs and GPUs would round factors to bfloat16 or TF32 by default, and scores with them.
-        x = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...],
-            self.unit.stride,
-            self.unit.padding,
-            dimension_numbers=DIMS[x.ndim - 2],
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        unit, kernel = self.unit, self.kernel[...]
+        if len(unit.size) == 3 and unit.size[0] > 1:
+            x = jax.lax.platform_dependent(
+                x,
+                kernel,
+                cpu=lambda x, kernel: _by_frames(x, kernel, unit),
+                default=lambda x, kernel: _convolved(x, kernel, unit),
+            )
+        else:
+            x = _convolved(x, kernel, unit)
         return nnx.relu(x + self.bias[...])
+
+
+def _convolved(x: Float[Array, "N ... C"], kernel: Float[Array, "... C D"], window: Window) -> Float[Array, "N ... D"]:
+    # In full float32: TPUs and GPUs would round factors to bfloat16 or TF32 by default, and scores with them.
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window.stride,
+        window.padding,
+        dimension_numbers=DIMS[x.ndim - 2],
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def _by_frames(
+    x: Float[Array, "N T Y X C"], kernel: Float[Array, "K y x C D"], unit: Unit
+) -> Float[Array, "N t _ _ D"]:
+    """The same convolution of single frames, each with its neighbours' channels beside its own.
+
+    XLA's convolutions over time take up to four times as long on a CPU.
+    """
+    length, stride = unit.size[0], unit.stride[0]
+    (pads,) = jax.lax.padtype_to_pads(x.shape[1:2], (length,), (stride,), unit.padding)
+    x = jnp.pad(x, ((0, 0), pads, (0, 0), (0, 0), (0, 0)))
+    frames = (x.shape[1] - length) // stride + 1
+    x = jnp.concatenate([x[:, i : i + (frames - 1) * stride + 1 : stride] for i in range(length)], axis=-1)
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(*unit.size[1:], -1, unit.width)
+    found = _convolved(x.reshape(-1, *x.shape[2:]), flat, Window(unit.size[1:], unit.stride[1:], unit.padding))
+    return found.reshape(-1, frames, *found.shape[1:])
 
 
 def run_layers(
@@ -147,15 +177,26 @@ def run_layers(
 
 def pool(x: Float[Array, "N ... C"], layer: Pool) -> Float[Array, "N ... C"]:
     """A pool over all dims but the first and the last."""
-    window, stride = (1, *layer.size, 1), (1, *layer.stride, 1)
-    padding = _fixed_padding(x.shape, layer) if layer.padding == "FIXED" else layer.padding
     if layer.kind == "max":
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride, padding)
-    totals, counts = (
-        jax.lax.reduce_window(values, 0.0, jax.lax.add, window, stride, padding)
-        for values in (x, jnp.ones((1, *x.shape[1:-1], 1), x.dtype))
-    )
-    return totals / counts
+        return _reduced(x, layer, -jnp.inf, jax.lax.max)
+    ones = jnp.ones((1, *x.shape[1:-1], 1), x.dtype)
+    return _reduced(x, layer, 0.0, jax.lax.add) / _reduced(ones, layer, 0.0, jax.lax.add)
+
+
+def _reduced(x: Array, layer: Pool, start: float, combine: Any) -> Array:
+    """Windows reduced along one dim after the other: 9 numbers in place of 27, on a CPU in an eighth of the time."""
+    if layer.padding == "FIXED":
+        padding = _fixed_padding(x.shape, layer)
+    else:
+        window, stride = (1, *layer.size, 1), (1, *layer.stride, 1)
+        padding = jax.lax.padtype_to_pads(x.shape, window, stride, layer.padding)
+    for dim in range(1, x.ndim - 1):
+        size, stride = (
+            [of if d == dim else 1 for d in range(x.ndim)] for of in (layer.size[dim - 1], layer.stride[dim - 1])
+        )
+        pads = [padding[dim] if d == dim else (0, 0) for d in range(x.ndim)]
+        x = jax.lax.reduce_window(x, start, combine, size, stride, pads)
+    return x
 
 
 def _fixed_padding(shape: Size, layer: Pool) -> list[tuple[int, int]]:

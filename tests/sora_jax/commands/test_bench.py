@@ -166,6 +166,27 @@ def test_attention_that_cannot_be_measured_is_one_line(options, message, capsys)
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.torch
+def test_feature_networks_are_measured_beside_the_same_ones_in_pytorch(capsys) -> None:
+    pytest.importorskip("torch")
+    command = "bench features --networks inception,i3d,videomae --thin --rounds 1 --pytorch"
+    assert main(command.split()) == 0
+    result = last_line(capsys)
+    assert not result["is_compiled"] and list(result["networks"]) == ["inception", "i3d", "videomae"]
+    for measured in result["networks"].values():
+        assert measured["largest_difference"] < 1e-4 < 1e-2 < measured["deviation"]
+        ratio = measured["ours_samples_per_s"] / measured["pytorch_samples_per_s"]
+        np.testing.assert_allclose(measured["its_time_over_ours"], ratio)
+
+
+def test_a_feature_network_is_measured_alone(capsys) -> None:
+    assert main(["bench", "features", "--networks", "videomae", "--thin", "--rounds", "1"]) == 0
+    measured = last_line(capsys)["networks"]["videomae"]
+    assert measured["shape"] == [1, 16, 56, 56, 3] and measured["ours_samples_per_s"] > 0
+    assert main(["bench", "features", "--networks", "vgg"]) == 2
+    assert "videomae" in capsys.readouterr().err
+
+
 @pytest.mark.diffusers
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_wans_network_is_measured_beside_the_same_one_in_pytorch(capsys) -> None:

@@ -160,6 +160,53 @@ def test_fid_of_a_folder_to_itself_is_zero(networks, capsys):
     assert found["inception_score"]["mean"] >= 1 and found["weights"]["kind"] == "pytorch-fid"
 
 
+@pytest.mark.torch
+def test_both_metrics_from_published_files(world, capsys, tmp_path):
+    """As docs/evaluation.md shows it: two PyTorch files of the published layouts, converted, and a result of both."""
+    torch = pytest.importorskip("torch")
+    from sora_jax.evaluation.torch_features import Piergiaj, PytorchFid
+    from tests.sora_jax.models.published_inception import randomise
+
+    converted = []
+    for kind, net in (("pytorch-fid", PytorchFid()), ("cd-fvd", Piergiaj())):
+        torch.save(randomise(net).state_dict(), tmp_path / f"{kind}.pth")
+        words = ("--kind", kind, "--weights", tmp_path / f"{kind}.pth", "--out", tmp_path / f"{kind}.safetensors")
+        converted.append(_run(capsys, "evaluate", "convert-weights", *words))
+    words = ("--metric", "fid,fvd", "--real", world / "clips", "--generated", world / "samples", "--frames", 9)
+    words += ("--protocol", "torch-fidelity,cd-fvd", "--weights", ",".join(one["out"] for one in converted))
+    words += ("--num_real", 6, "--num_generated", 3, "--bootstrap", 0, "--out", tmp_path / "both.json")
+    _run(capsys, "evaluate", *words)
+    found = json.loads((tmp_path / "both.json").read_text())
+    assert found["fid"]["protocol"] == "torch-fidelity" and found["fvd"]["protocol"] == "cd-fvd, 9 frames"
+    for metric, one in zip(("fid", "fvd"), converted, strict=True):
+        assert found[metric]["hashes"]["network"] == one["fingerprint"] and found[metric][metric] > 0
+        assert found[metric]["num_generated"] == 3
+
+
+def test_frames_are_not_fids_where_fvd_takes_them(networks, capsys):
+    w = networks
+    words = ("--metric", "fid,fvd", "--real", w / "clips", "--generated", w / "samples", "--num_real", 8, "--frames", 9)
+    words += ("--protocol", "torch-fidelity,common-metrics-videogpt", "--num_generated", 3, "--bootstrap", 0)
+    words += ("--weights", f"{w}/inception.safetensors,{w}/i3d.safetensors", "--out", w / "both.json")
+    found = _run(capsys, "evaluate", *words)
+    assert found["fid"]["protocol"] == "torch-fidelity"
+    assert found["fvd"]["protocol"] == "common-metrics-videogpt, 9 frames" and found["fvd"]["num_generated"] == 3
+
+
+def test_videomaes_fvd_takes_pairs_of_frames(networks, capsys):
+    """And its file, which is smaller than the published one, is said to be another."""
+    w = networks
+    save_weights(thin_weights("videomae"), w / "videomae.safetensors")
+    words = ["--metric", "fvd", "--real", w / "clips", "--generated", w / "samples", "--num_real", 8, "--bootstrap", 0]
+    words += ["--protocol", "cd-fvd-videomae", "--weights", w / "videomae.safetensors", "--num_generated", 3]
+    words += ["--out", w / "videomae.json"]
+    found = _run(capsys, "evaluate", *words, "--frames", 2)
+    assert found["protocol"] == "cd-fvd-videomae, 2 frames" and found["fvd"] > 0
+    assert any("--weights is of videomae 128x2" in warning for warning in found["warnings"])
+    assert cli.main(["evaluate", *map(str, words), "--frames", "9"]) == 2
+    assert "VideoMAE takes pairs of frames, got 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

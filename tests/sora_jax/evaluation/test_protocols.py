@@ -88,13 +88,14 @@ EXPECTED = {
     "common-metrics-styleganv": lambda x: (centre(bilinear, x / 255, 224) - 0.5) * 2,
     "common-metrics-videogpt": lambda x: (centre(bilinear, whole_levels(x) / 255, 224) - 0.5) * 2,
     "cd-fvd": lambda x: 2 * bilinear(np.trunc(centre(antialiased, x, 256)), 224, 224) / 255 - 1,
+    "cd-fvd-videomae": lambda x: bilinear(np.trunc(centre(antialiased, x, 256)) / 255, 224, 224),
     "pytorch-fid": lambda x: 2 * bilinear(x / 255, 299, 299) - 1,
     "clean-fid": lambda x: (np.clip(bicubic(x, 299, 299), 0, 255) - 128) / 128,
     "clean-fid-legacy-tf": lambda x: (tf1(x, 299, 299) - 128) / 128,
     "torch-fidelity": lambda x: (tf1(x, 299, 299) - 128) / 128,
 }
 OTHER_FRAMES = {"stylegan-v-128f": (128, 1), "stylegan-v-128f-subsample8f": (16, 8)}
-DDOF = {"stylegan-v": 0, "stylegan-v-128f": 0, "stylegan-v-128f-subsample8f": 0, "cd-fvd": 0}
+DDOF = dict.fromkeys(("stylegan-v", "stylegan-v-128f", "stylegan-v-128f-subsample8f", "cd-fvd", "cd-fvd-videomae"), 0)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_pixels(name, picture):
     protocol = dataclasses.replace(PROTOCOLS[name], num_frames=1)
     found, expected = preprocess(protocol, picture[None])[0], EXPECTED[name](picture.astype(np.float64))
     assert found.shape == expected.shape == (protocol.side, protocol.side, 3) and found.dtype == np.float32
-    if name == "cd-fvd":  # a level is cut off whole where float32 falls on the other side
+    if name.startswith("cd-fvd"):  # a level is cut off whole where float32 falls on the other side
         error = np.abs(found - expected)
         assert error.max() <= 2.01 / 255 and error.mean() < 2e-4
     else:
@@ -165,6 +166,7 @@ def test_what_the_table_of_published_practice_says_of_numbers_and_networks():
 
     assert row("stylegan-v") == ("fvd", "i3d", 1e-3, "sqrtm", 2048, 2048)
     assert row("cd-fvd") == ("fvd", "i3d", 1e-5, "sqrtm", None, 2048)
+    assert row("cd-fvd-videomae") == ("fvd", "videomae", 1e-6, "sqrtm", None, 2048)
     assert row("google") == ("fvd", "i3d", 1e-3, "svd", None, None)
     assert row("common-metrics-videogpt")[3] == "svd" and row("torch-fidelity")[3] == "eigenvalues"
     fid = [p for p in PROTOCOLS.values() if p.metric == "fid"]

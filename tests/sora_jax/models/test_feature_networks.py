@@ -10,7 +10,7 @@ from flax import nnx
 
 from data_pipeline.errors import UserError
 from sora_jax.commands import main as cli
-from sora_jax.models.branches import Pool, fold, pool
+from sora_jax.models.branches import FoldedUnit, Pool, Unit, Wiring, fold, pool
 from sora_jax.models.feature_files import (
     KINDS,
     FeatureWeights,
@@ -54,6 +54,26 @@ def test_a_fixed_padding_is_later_by_one_where_the_stride_does_not_divide(length
     fixed, same = (pool(x, Pool((3, 1, 1), (2, 1, 1), p, kind="max")).reshape(-1) for p in ("FIXED", "SAME"))
     np.testing.assert_array_equal(fixed, [3, 4] if length == 4 else [3, 5, 5])
     np.testing.assert_array_equal(same, [3, 4] if length == 4 else [2, 4, 5])
+
+
+@pytest.mark.parametrize(("size", "stride", "frames"), [(3, (1, 1, 1), 5), (7, (2, 2, 2), 9), (3, (2, 1, 2), 10)])
+def test_a_unit_over_time_is_the_convolution(size, stride, frames):
+    """A CPU takes it frame by frame."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, frames, 6, 7, 3)), jnp.float32)
+    unit = FoldedUnit(Wiring("u", Unit((size,) * 3, stride, name="u", width=4), 3), nnx.Rngs(0))
+    dims = ("NDHWC", "DHWIO", "NDHWC")
+    expected = jax.lax.conv_general_dilated(x, unit.kernel[...], stride, "SAME", dimension_numbers=dims)
+    np.testing.assert_allclose(unit(x), jnp.maximum(expected, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["max", "mean"])
+def test_a_pool_takes_whole_windows(kind):
+    x = np.random.default_rng(0).standard_normal((1, 5, 6, 7, 2)).astype(np.float32)
+    found = pool(jnp.asarray(x), Pool((3, 3, 3), (2, 2, 2), "VALID", kind=kind))
+    assert found.shape == (1, 2, 2, 3, 2)
+    for t, i, j in np.ndindex(2, 2, 3):
+        window = x[0, 2 * t : 2 * t + 3, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        np.testing.assert_allclose(found[0, t, i, j], getattr(window, kind)((0, 1, 2)), atol=1e-6)
 
 
 def test_the_published_networks_have_their_published_sizes():

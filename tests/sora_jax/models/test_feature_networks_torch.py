@@ -1,4 +1,4 @@
-"""Inception-v3 and I3D equal PyTorch modules of the published layouts, from every file format that is read."""
+"""Inception-v3, I3D and VideoMAE equal PyTorch modules of the published layouts, from every format that is read."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from sora_jax.models.feature_files import load_weights, network_params, read_pub
 from sora_jax.models.i3d import I3d, I3dConfig
 from sora_jax.models.inception import Inception, InceptionConfig
 from sora_jax.models.layers import definition
+from sora_jax.models.videomae import BASE, GIANT, VideoMae, VideoMaeConfig, config_of, videomae_shapes
 
 pytestmark = [
     pytest.mark.torch,
@@ -38,7 +39,8 @@ def through_file(path, kind: str, tmp_path, divisor: int):
 def test_inception_of_a_state_dict(kind, divisor, side, tmp_path):
     import torch
 
-    from tests.sora_jax.models.published_inception import PytorchFid, randomise
+    from sora_jax.evaluation.torch_features import PytorchFid
+    from tests.sora_jax.models.published_inception import randomise
 
     net = randomise(PytorchFid(divisor))
     torch.save(net.state_dict(), tmp_path / "inception.pth")
@@ -75,7 +77,7 @@ def test_i3d_of_a_state_dict(eps, divisor, frames, side, tmp_path):
     """At ten frames a pool meets an odd number of them, where paddings differ."""
     import torch
 
-    from tests.sora_jax.models.published_i3d import Piergiaj
+    from sora_jax.evaluation.torch_features import Piergiaj
     from tests.sora_jax.models.published_inception import randomise
 
     net = randomise(Piergiaj(divisor, eps, side))
@@ -111,11 +113,51 @@ def test_i3d_of_a_torchscript_file_and_its_state_dict(frames, scripted, tmp_path
     np.testing.assert_allclose(ours(make, params, x.permute(0, 2, 3, 4, 1)), expected, **CLOSE)
 
 
+@pytest.mark.parametrize(("nested", "frames", "patch"), [("module", 16, 14), ("model", 8, 16), ("", 20, 8)])
+def test_videomae_of_a_training_programs_checkpoint(nested, frames, patch, tmp_path):
+    """Two heads of 64; other numbers of frames than 16 take interpolated positions."""
+    import torch
+
+    from sora_jax.evaluation.torch_features import VideoMaeV2
+    from tests.sora_jax.models.published_inception import randomise
+
+    net = randomise(VideoMaeV2(128, 3, 2, 320, patch))
+    state = net.state_dict()
+    torch.save({"epoch": 3, nested: state, "lr": 0.1} if nested else state, tmp_path / "vit.pth")
+    weights = read_published(tmp_path / "vit.pth", "videomae")
+    assert weights.kind == "videomae 128x3" and "head.weight" in state and "head.weight" not in weights.tensors
+    save_weights(weights, tmp_path / "converted.safetensors")
+    loaded = load_weights(tmp_path / "converted.safetensors", "videomae")
+    x = torch.rand(2, 3, frames, 4 * patch, 5 * patch)
+    with torch.no_grad():
+        expected = net(x)
+    config = config_of(loaded.tensors)
+    assert config == VideoMaeConfig(128, 3, 320, patch) and config.num_heads == 2
+    found = ours(lambda rngs: VideoMae(config, rngs), network_params(loaded, 1e-6), x.permute(0, 2, 3, 4, 1))
+    assert expected.std() > 0.01 and (expected[0] - expected[1]).abs().max() > 0.01
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_the_published_videomaes_have_their_published_names():
+    """`vit_giant_patch14_224` has 1,012 million parameters up to its features, `vit_base_patch16_224` 86 million."""
+    import torch
+
+    from sora_jax.evaluation.torch_features import VideoMaeV2
+
+    for config, heads, millions in ((GIANT, 16, 1011.6), (BASE, 12, 86.2)):
+        with torch.device("meta"):
+            net = VideoMaeV2(config.width, config.depth, config.num_heads, config.mlp_width, config.patch)
+        shapes = {n: tuple(x.shape) for n, x in net.state_dict().items() if not n.startswith("head.")}
+        assert videomae_shapes(config) == shapes and config.num_heads == heads
+        assert sum(np.prod(shape) for shape in shapes.values()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
 def test_equal_weights_have_one_fingerprint_whatever_their_file(tmp_path):
     """A gamma of one, which one layout writes and another leaves out, is the same network."""
     import torch
 
-    from tests.sora_jax.models.published_inception import Nvidia, PytorchFid, randomise
+    from sora_jax.evaluation.torch_features import PytorchFid
+    from tests.sora_jax.models.published_inception import Nvidia, randomise
 
     scripted, plain = randomise(Nvidia(16)), PytorchFid(16).eval()
     torch.jit.script(scripted).save(tmp_path / "inception.pt")
@@ -137,8 +179,7 @@ def test_equal_weights_have_one_fingerprint_whatever_their_file(tmp_path):
 def test_a_file_of_another_kind_names_both_shapes(tmp_path):
     import torch
 
-    from tests.sora_jax.models.published_i3d import Piergiaj
-    from tests.sora_jax.models.published_inception import PytorchFid
+    from sora_jax.evaluation.torch_features import Piergiaj, PytorchFid
 
     state = PytorchFid(16).state_dict()
     torch.save(state, tmp_path / "thin.pth")
@@ -154,6 +195,8 @@ def test_a_file_of_another_kind_names_both_shapes(tmp_path):
         read_published(tmp_path / "scripted.pt", "cd-fvd", 8)
     with pytest.raises(UserError, match="layers.conv.weight is missing"):
         read_published(tmp_path / "scripted.pt", "nvidia-inception", 16)
+    with pytest.raises(UserError, match=r"patch_embed.proj.weight is missing, expected \(1408, 3, 2, 14, 14\)"):
+        read_published(tmp_path / "thin.pth", "videomae")
     state["fc.bias"][0] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
     with pytest.raises(UserError, match="fc.bias holds numbers that are not finite"):
