@@ -34,6 +34,8 @@ TEXT = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "
 TEXT |= {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "vocab_size": 49_408, "max_position_embeddings": 77}
 VISION = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 VISION |= {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224, "patch_size": 32, "num_channels": 3}
+DEFAULTS = {"text": TEXT, "vision": VISION}
+NO_SIZES = ("hidden_act", "layer_norm_eps")
 TOWER = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps")
 PLACES = {
     "text.embedding": "text_model.embeddings.token_embedding.weight",
@@ -82,20 +84,17 @@ def read_clip_config(path: Path) -> ClipConfig:
     values = _json(path)
     if values.get("model_type") != "clip":
         raise UserError(f"{path} describes a model of type '{values.get('model_type')}', not 'clip'; get {WHERE}")
-    text, vision = (
-        known | (values.get(f"{name}_config") or {}) for name, known in (("text", TEXT), ("vision", VISION))
-    )
-    sizes = {"projection_dim": values.get("projection_dim", 512)}
-    sizes |= {n: v for tower in (text, vision) for n, v in tower.items() if n not in ("hidden_act", "layer_norm_eps")}
-    wrong = [name for name in {**TEXT, **VISION, "projection_dim": 0} if type(sizes.get(name, 0)) is not int]
+    text, vision = (known | dict(values.get(f"{name}_config") or {}) for name, known in DEFAULTS.items())
+    projection = values.get("projection_dim", 512)
+    sizes = [(n, tower[n]) for tower, known in ((text, TEXT), (vision, VISION)) for n in known if n not in NO_SIZES]
+    wrong = [name for name, value in (*sizes, ("projection_dim", projection)) if type(value) is not int]
     if wrong or vision["num_channels"] != 3:
-        raise UserError(
-            f"{path}: {', '.join(wrong) or 'num_channels'} must be whole numbers, num_channels 3; get {WHERE}"
-        )
+        names = ", ".join(wrong) or "num_channels"
+        raise UserError(f"{path}: {names} must be whole numbers, and num_channels 3; get {WHERE}")
     return ClipConfig(
         *(TowerConfig(*(tower[name] for name in TOWER)) for tower in (text, vision)),
         *(text["vocab_size"], text["max_position_embeddings"], vision["image_size"], vision["patch_size"]),
-        values.get("projection_dim", 512),
+        projection,
     )
 
 
