@@ -49,7 +49,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "num_generated": len(media),
         "num_frames": found.num_frames,
         "warnings": _warnings(found, network.tokenize.context),
-        "weights": {"kind": KIND, "fingerprint": network.fingerprint},
+        "weights": {"kind": KIND, "network": network.name, "fingerprint": network.fingerprint},
         "hash": hashlib.sha256(" ".join(hashes.values()).encode()).hexdigest(),
         "hashes": hashes,
         "made_by": media.made_alike,

@@ -56,6 +56,7 @@ class ClipNetwork:
         config, params, mesh = weights.config, clip_params(weights), device_mesh(devices)
         micro_batch = MICRO_BATCH[mesh.devices.flat[0].platform]
         self.fingerprint, self.side = weights.fingerprint, config.side
+        self.name = f"ViT of width {config.vision.width}, patches of {config.patch}, {config.side} pixels"
         self.tokenize = ClipTokenizer(weights.tokenizer, config)
         self._pictures = MicroBatches(
             lambda params, x: (picture_vectors(config, params, x),), params["vision"], micro_batch, mesh
