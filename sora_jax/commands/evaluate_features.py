@@ -33,6 +33,8 @@ MOST_NEIGHBOURS = 10_000
 """At most so many samples of a side have their neighbours looked for."""
 FEWEST_NEIGHBOURS = 7
 PUBLISHED = ("fid", "fvd")
+TAKERS = {"protocol": PUBLISHED, "weights": (*PUBLISHED, "clip")}
+"""Which metrics take one each of an option's values."""
 METRICS = (*PUBLISHED, "synth-fd", "synth-fvd")
 OF_FRAMES = {"fvd", "synth-fd", "synth-fvd"}
 """Metrics that `--frames` is for."""
@@ -46,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("--metric fid, fvd, synth-fd and synth-fvd")
     group.add_argument("--protocol", metavar="NAME", help=f"how fid or fvd is meant: {names}; for both NAME,NAME")
     group.add_argument(
-        "--weights", metavar="FILE.safetensors", help="its network, from `evaluate convert-weights`; for both FILE,FILE"
+        "--weights",
+        metavar="FILE.safetensors",
+        help="its network (clip: too), by `evaluate convert-weights`; FILE,FILE",
     )
     group.add_argument("--frames", type=int, help="frames of a video, in place of the protocol's")
     group.add_argument("--num_generated", type=int, help="at most this many generated ones (default: the protocol's)")
@@ -56,22 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split_published(args: argparse.Namespace, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The protocol and the weights of each published metric of a list, given in the order of these metrics.
+    """The protocol and the weights of each metric of a list that takes them, given in the order of these metrics.
 
     `--frames` is not `fid`'s where another of them takes it. Raises UserError where their numbers differ.
     """
-    published = [metric for metric in metrics if metric in PUBLISHED]
-    found: dict[str, dict[str, Any]] = {metric: {} for metric in published}
+    found: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
     if "fid" in found and OF_FRAMES.intersection(metrics):
         found["fid"]["frames"] = None
-    for name in ("protocol", "weights"):
-        given = (getattr(args, name) or "").split(",") if getattr(args, name) else []
-        if given and len(given) != len(published):
+    for name, takers in TAKERS.items():
+        taking = [metric for metric in metrics if metric in takers]
+        given = getattr(args, name).split(",") if getattr(args, name) else []
+        if given and len(given) != len(taking):
             raise UserError(
-                f"--{name} names {len(given)}, but {len(published)} of --metric {','.join(metrics)} "
-                f"({', '.join(published) or 'none'}) take one each, in this order"
+                f"--{name} names {len(given)}, but {len(taking)} of --metric {','.join(metrics)} "
+                f"({', '.join(taking) or 'none'}) take one each, in this order"
             )
-        for metric, value in zip(published, given, strict=False):
+        for metric, value in zip(taking, given, strict=False):
             found[metric][name] = value
     return found
 
@@ -178,7 +182,4 @@ def _some(features: np.ndarray) -> np.ndarray:
 
 
 def _describe(real: MediaSet, generated: MediaSet) -> dict[str, Any]:
-    """What the manifest beside the samples says, if it says the same of all."""
-    entries = generated.made_by.get("samples", [])
-    shared = {n: v for n, v in (entries[0] if entries else {}).items() if all(e.get(n) == v for e in entries)}
-    return {"made_by": shared, "offered": {"real": len(real), "generated": len(generated)}}
+    return {"made_by": generated.made_alike, "offered": {"real": len(real), "generated": len(generated)}}

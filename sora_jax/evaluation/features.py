@@ -1,8 +1,6 @@
-"""Clips to features: a network on all devices of this process, in micro-batches of one fixed size.
+"""Clips to features: a network on all devices of this process (`micro_batches.py`).
 
-A device always runs the same program on `micro_batch` clips, the last of them padded, whatever the number of clips read
-at a time and of devices: so no score depends on either. Features of the real side are kept on disk, by a hash of
-everything that they depend on.
+Features of the real side are kept on disk, by a hash of everything that they depend on.
 """
 
 import hashlib
@@ -18,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from data_pipeline.errors import UserError
 from sora_jax.evaluation.media import MediaSet
+from sora_jax.evaluation.micro_batches import MicroBatches, device_mesh
 from sora_jax.evaluation.protocols import Protocol, preprocess
 from sora_jax.models.embedded import NETWORKS, Embedded, to_params
 from sora_jax.models.feature_files import FeatureWeights, divisor_of, network_params
@@ -42,7 +40,6 @@ MICRO_BATCH = {
     **dict.fromkeys(NETWORKS, SMALL),
 }
 READERS = 4
-DEVICES = "device"
 
 logger = logging.getLogger(__name__)
 
@@ -68,33 +65,16 @@ class FeatureNetwork:
         if weights.network != protocol.network.name:
             raise UserError(f"protocol {protocol.name} needs {protocol.network.name}, --weights is {weights.network}")
         self.fingerprint, self.kind, self.protocol = weights.fingerprint, weights.kind, protocol
-        devices = list(devices or jax.local_devices())
-        self.micro_batch = MICRO_BATCH[weights.network][devices[0].platform]
-        self.mesh = Mesh(np.array(devices), (DEVICES,))
-        self._rows = NamedSharding(self.mesh, PartitionSpec(DEVICES))
+        self.mesh = device_mesh(devices)
+        micro_batch = MICRO_BATCH[weights.network][self.mesh.devices.flat[0].platform]
         is_embedded = weights.network in NETWORKS
         params = to_params(weights.tensors) if is_embedded else network_params(weights, protocol.network.eps)
-        self._params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
-        self._apply = jax.jit(
-            jax.shard_map(
-                _forward(weights, protocol),
-                mesh=self.mesh,
-                in_specs=(PartitionSpec(), PartitionSpec(DEVICES)),
-                out_specs=PartitionSpec(DEVICES),
-                check_vma=False,
-            )
-        )
+        self._network = MicroBatches(_forward(weights, protocol), params, micro_batch, self.mesh)
 
     def __call__(self, clips: Float32[np.ndarray, "N T Y X 3"]) -> tuple[np.ndarray, np.ndarray]:
         """Features [N, rows, D] and logits [N, classes] of preprocessed clips."""
-        step = self.micro_batch * self.mesh.size
-        parts = [self._apply(self._params, self._padded(clips[i : i + step], step)) for i in range(0, len(clips), step)]
-        features, logits = (np.concatenate([np.asarray(part[k]) for part in parts])[: len(clips)] for k in range(2))
+        features, logits = self._network(clips)
         return features, logits
-
-    def _padded(self, clips: np.ndarray, step: int) -> jax.Array:
-        rest = np.zeros((step - len(clips), *clips.shape[1:]), np.float32)
-        return jax.device_put(np.concatenate([clips, rest]), self._rows)
 
 
 def _forward(weights: FeatureWeights, protocol: Protocol) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
@@ -139,7 +119,7 @@ def extract(
         check_frames(protocol.num_frames)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     longest = 0
-    for frames in show(_batches(media, needed, batch), -(-len(media) // batch)):
+    for frames in show(read_ahead(media, needed, batch), -(-len(media) // batch)):
         longest = max(longest, *(len(clip) for clip in frames))
         clips = [preprocess(protocol, clip) for clip in frames if len(clip) >= needed]
         if clips:
@@ -154,7 +134,7 @@ def extract(
     return FeatureSet(features.reshape(-1, features.shape[-1]), logits, len(media) - found, features.shape[1])
 
 
-def _batches(media: MediaSet, most: int, batch: int) -> Iterator[list[np.ndarray]]:
+def read_ahead(media: MediaSet, most: int | None, batch: int) -> Iterator[list[np.ndarray]]:
     """The clips' first frames, `batch` clips at a time, the next ones being read meanwhile."""
     with ThreadPoolExecutor(READERS) as pool:
         starts = range(0, len(media), batch)

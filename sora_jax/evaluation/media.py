@@ -42,6 +42,12 @@ class MediaSet:
         plain = {"clips": self.hashes, "made_by": self.made_by}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def made_alike(self) -> dict[str, object]:
+        """What the manifest says the same of all samples."""
+        entries = self.made_by.get("samples", [])
+        return {n: v for n, v in (entries[0] if entries else {}).items() if all(e.get(n) == v for e in entries)}
+
     def subset(self, numbers: Sequence[int]) -> "MediaSet":
         """The clips of these numbers."""
         numbers = [int(number) for number in numbers]

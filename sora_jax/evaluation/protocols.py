@@ -141,7 +141,9 @@ class Protocol:
 
 UNIT, SIGNED = Linear(divide=255), Linear(multiply=2, add=-1)
 AROUND_128 = (Linear(add=-128), Linear(divide=128))
-TORCHSCRIPT_I3D = Network("i3d", ("stylegan-v",), fixed_padding=True)
+TFHUB_WEIGHTS = ("stylegan-v", "tfhub-i3d")
+"""The TorchScript file holds TF-Hub's weights."""
+TORCHSCRIPT_I3D = Network("i3d", TFHUB_WEIGHTS, fixed_padding=True)
 STATE_DICT_I3D = Network("i3d", ("cd-fvd",), eps=1e-5)
 VIDEOMAE = Network("videomae", ("videomae",), eps=1e-6)
 STYLEGAN_V = Protocol(
@@ -207,7 +209,7 @@ PROTOCOLS = {
         Protocol(
             "google",
             "fvd",
-            Network("i3d", ("stylegan-v",)),  # the TorchScript file holds TF-Hub's weights
+            Network("i3d", TFHUB_WEIGHTS),
             (Resize("tf1-bilinear", 224), Linear(2, 255, -1)),
             ddof=1,
             root="svd",

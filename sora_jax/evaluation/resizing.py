@@ -8,7 +8,7 @@ the same with antialiasing; and Pillow's bicubic filter on floats, one channel a
 import math
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
 Pixels = Float32[np.ndarray, "T _ _ 3"]
@@ -94,3 +94,11 @@ def pil_bicubic(frames: Pixels, height: int, width: int) -> Pixels:
         for channel in np.moveaxis(frame, -1, 0)
     ]
     return np.moveaxis(np.stack(resized).reshape(len(frames), 3, height, width), 1, -1)
+
+
+def pil_bicubic_levels(
+    frames: UInt8[np.ndarray, "T _ _ 3"], height: int, width: int
+) -> UInt8[np.ndarray, "T {height} {width} 3"]:
+    """The same filter on whole levels, as pictures are usually resized: clipped and rounded."""
+    size = (width, height)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])

