@@ -9,7 +9,6 @@ parameters, tokens, loss. The figure is beside `--out`, with the ending .png.
 import argparse
 import csv
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path

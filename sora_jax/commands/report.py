@@ -3,8 +3,8 @@
     sora-jax report --run RUN [--samples SAMPLES] [--autoencoder RUN] [--evaluation evaluation.json] --out index.html
     sora-jax report --run SMALL MID LARGE [--samples S M L] [--scores s.json m.json l.json] --out compare.html
 
-Several runs' `--samples` are what `sora-jax sample --prompts FILE --seed S` wrote for each: the same draws are shown side
-by side, by the compute that each run took.
+Several runs' `--samples` are what `sora-jax sample --prompts FILE --seed S` wrote for each: the same draws are shown
+side by side, by the compute that each run took.
 """
 
 import argparse

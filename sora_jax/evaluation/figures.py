@@ -83,8 +83,8 @@ def curves_svg(
     """Named curves (x, y) as one `<svg>` element without fixed colours for text or ground.
 
     `smooth` draws the raw values faintly and their exponential average, over a fiftieth of the points, on top. `bands`
-    are (low, high) around a curve, by its name; NaN where there is none. `small` is for many beside each other. An empty
-    curve keeps its place among the colours (`look`), so that several figures can share one legend.
+    are (low, high) around a curve, by its name; NaN where there is none. `small` is for many beside each other. An
+    empty curve keeps its place among the colours (`look`), so that several figures can share one legend.
     """
     style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11, "axes.linewidth": 0.8}
     style |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {"axes.labelcolor": INK}
@@ -100,9 +100,8 @@ def curves_svg(
                 y = running_average(np.asarray(y, float), span=max(len(y) // 50, 4))
             if bands and name in bands:
                 axes.fill_between(x, *bands[name], color=colour, alpha=0.16, linewidth=0)
-            marker = "o" if len(x) <= 20 else None
-            x, y = _thinned(x, y)
-            axes.plot(x, y, color=colour, label=name, linewidth=1.8, marker=marker, markersize=3, linestyle=dashes)
+            points = {"marker": "o" if len(x) <= 20 else None, "markersize": 3 if len(x) > 1 else 5}
+            axes.plot(*_thinned(x, y), color=colour, label=name, linewidth=1.8, linestyle=dashes, **points)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
         if log_y:
             axes.set_yscale("log", subs=())

@@ -1,8 +1,8 @@
 """One HTML page of a run that needs nothing beside itself: samples beside their prompts, scores, curves, commands.
 
 Everything shown is read from what the verbs wrote: `samples.jsonl`, `evaluation.json`, of each run `metrics.jsonl`,
-`ledger.jsonl`, `previews`, `config.json` and `run.json`, and the manifests of its data. A part whose files are not there
-is left out of the page. Several runs are compared (`report_compare.py`).
+`ledger.jsonl`, `previews`, `config.json` and `run.json`, and the manifests of its data. A part whose files are not
+there is left out of the page. Several runs are compared (`report_compare.py`).
 """
 
 import json
@@ -26,6 +26,8 @@ from sora_jax.training.compute import read_spent
 from sora_jax.training.metrics import read_metrics
 
 TEMPLATE = "report.html"
+MOST_LETTERS = 120
+"""In a line of a command."""
 TASKS = {"diffusion": "diffusion transformer"}
 """`config.train.task` -> what the page calls such a run; others by their task."""
 
@@ -105,9 +107,13 @@ def data_of(run: Path) -> Path | None:
 
 
 def command_of(made: Mapping[str, Any]) -> str:
-    """The command that a `run.json` says the run was started with, under the code that it was."""
+    """The command that a `run.json` says the run was started with, and the code that it was."""
     environment = made.get("environment")
-    return f"# code {made['code']}\n{environment['command']}" if environment else ""
+    if not environment:
+        return ""
+    command = environment["command"]
+    folded = command if len(command) <= MOST_LETTERS else command.replace(" --config.", " \\\n    --config.")
+    return f"# code {made['code']}\n{folded}"
 
 
 def _read_text(path: Path) -> str:

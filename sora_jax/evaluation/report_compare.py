@@ -1,4 +1,4 @@
-"""One HTML page of several runs: the same draws by compute, curves over steps and FLOPs, where configs differ, scores."""
+"""One HTML page of several runs: the same draws by compute, curves over steps and FLOPs, differing configs, scores."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 from sora_jax.evaluation.figures import look
 from sora_jax.evaluation.follow import with_intervals
 from sora_jax.evaluation.report import command_of, data_of, render
-from sora_jax.evaluation.report_config import Field, differing, read_json, read_run, short_names
+from sora_jax.evaluation.report_config import differing, read_json, read_run, short_names
 from sora_jax.evaluation.report_curves import (
     MEASURES,
     RATE,
@@ -85,7 +85,8 @@ def render_comparison(inputs: CompareInputs) -> str:
     given = {run.name: path for run, path in zip(runs, inputs.samples, strict=False)}
     files = {run.name: path for run, path in zip(runs, inputs.scores, strict=False)}
     runs.sort(key=lambda run: run.spent.flops_at(run.step) or 0.0)
-    metrics = {run.name: run.rows for run in runs}
+    key = [(run.name, *look(i)) for i, run in enumerate(runs)]
+    scores = _by_score(runs)
     picture, note = _picture(runs, [given[run.name] for run in runs] if given else [])
     data = inputs.data or tuple(dict.fromkeys(path for run in runs if (path := data_of(run.folder))))
     return render(
@@ -93,18 +94,19 @@ def render_comparison(inputs: CompareInputs) -> str:
         title=inputs.title,
         subtitle=f"{len(runs)} runs of the task {tasks[0]}, trained with sora_jax.",
         names=[run.name for run in runs],
-        key=[(run.name, *look(i)) for i, run in enumerate(runs)],
+        key=key,
         picture=picture,
         picture_note=note,
         lines=_table(runs, _scores(runs, [files[run.name] for run in runs] if files else [])),
         curves=_loss_curves(runs),
-        work=work_curves(metrics),
-        score_curves=score_curves(_by_score(runs)),
+        work=work_curves({run.name: run.rows for run in runs}),
+        score_curves=score_curves(scores),
+        score_key=[each for each in key if any(by_run.get(each[0]) for by_run in scores.values())],
         differing=differing([run.config for run in runs]),
         funnel=read_funnel(data),
         facts=_facts(runs),
-        commands="\n".join(filter(None, (command_of(run.made) for run in runs))),
-        configs=[(f"config of {run.name}", json.dumps(run.config, indent=1)) for run in runs],
+        commands="",
+        configs=[(f"command and config of {run.name}", f"{command_of(run.made)}\n{_indented(run)}") for run in runs],
     )
 
 
@@ -112,7 +114,7 @@ def _check(inputs: CompareInputs) -> None:
     for option, given in (("--samples", inputs.samples), ("--scores", inputs.scores)):
         if given and len(given) != len(inputs.runs):
             raise UserError(
-                f"--run names {len(inputs.runs)} runs and {option} {len(given)}: give one for each run, in the same order"
+                f"--run names {len(inputs.runs)} runs and {option} {len(given)}: give one for each, in the same order"
             )
     if len({folder.resolve() for folder in inputs.runs}) < len(inputs.runs):
         raise UserError(f"--run names a run twice: {', '.join(map(str, inputs.runs))}; name each once")
@@ -175,7 +177,8 @@ def _table(runs: Sequence[Run], scores: Sequence[dict[str, str]]) -> list[Line]:
         _line("steps", [run.step for run in runs], "{:,}"),
         _texts("parameters", [short(run.spent.parameters) if run.spent.parameters else "" for run in runs]),
         _texts("tokens", [short(run.spent.tokens[-1]) if run.spent.tokens else "" for run in runs]),
-        _texts("training FLOPs", [f"{a:.2e} ({times(a, least)})" if a else "" for a in flops]),
+        _texts("training FLOPs", [f"{a:.2e}" if a else "" for a in flops]),
+        _texts("as a multiple", [times(a, least) if a else "" for a in flops]),
     ]
     for key, (title, _) in MEASURES.items():
         for kind, said in (("eval", "held out"), ("train", "training")):
@@ -229,8 +232,13 @@ def _by_score(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, tuple[float,
     found: dict[str, dict[str, dict[int, tuple[float, float, float]]]] = {}
     for run in runs:
         for score, by_step in read_scores(run.folder, run.rows).items():
-            found.setdefault(score, {})[run.name] = by_step
+            lines = found.setdefault(score, {one.name: {} for one in runs})  # each run keeps its colour
+            lines[run.name] = by_step
     return found
+
+
+def _indented(run: Run) -> str:
+    return json.dumps(run.config, indent=1)
 
 
 def _facts(runs: Sequence[Run]) -> list[Fact]:

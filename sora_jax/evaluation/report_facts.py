@@ -1,4 +1,4 @@
-"""The numbers and facts of a report's page: what stands at its top, scores with intervals, hardware and fingerprints."""
+"""The numbers and facts of a report's page: its head, scores with intervals, reconstructions, hardware."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_jax.evaluation.figures import data_uri
-from sora_jax.evaluation.report_config import read_json, read_run
+from sora_jax.evaluation.report_config import read_run
 from sora_jax.evaluation.report_curves import RATE, lasting, training_seconds
 from sora_jax.training.compute import Spent
 

@@ -30,11 +30,12 @@ class Medium(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Rows of media, one a column: `heads` are (name, small print)."""
+    """Rows of media, one a column: `heads` are (name, small print), rows (prompt, small print, media). Without a
+    `corner` it is a few large pictures under one line of text."""
 
     corner: str
     heads: list[tuple[str, str]]
-    rows: list[tuple[str, list[Medium | None]]]
+    rows: list[tuple[str, str, list[Medium | None]]]
 
 
 def judged_samples(directory: Path, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -70,7 +71,7 @@ def compared(folders: Sequence[Path], heads: Sequence[tuple[str, str]], order: S
                 f"has {surplus}; sample each run with the same --prompts and --seed"
             )
     shown = list(entries[0])[:MOST_PROMPTS]
-    rows = [(_row_name(*key), [_read(folders[i], entries[i][key]) for i in order]) for key in shown]
+    rows = [(*_row_name(*key), [_read(folders[i], entries[i][key]) for i in order]) for key in shown]
     others = [
         f"{name} ({', '.join(str(one[key].get(name)) for one in entries)})"
         for name in DRAWN_BY
@@ -80,7 +81,7 @@ def compared(folders: Sequence[Path], heads: Sequence[tuple[str, str]], order: S
     left = len(entries[0]) - len(shown)
     notes = [f"They also differ in {', '.join(others)}."] if others else []
     notes += [f"{left} more draws are in the folders."] if left else []
-    return Matrix("prompt, seed", [heads[i] for i in order], rows), " ".join(notes)
+    return Matrix("prompt", [heads[i] for i in order], rows), " ".join(notes)
 
 
 def sampled_step(folder: Path) -> int | None:
@@ -97,7 +98,7 @@ def _previews(run: Path, config: Mapping[str, Any]) -> Matrix | None:
         return None
     columns = [_cut(path, preview, len(prompts)) for path in sheets.values()]
     rows = [
-        (prompt, [column[i] if i < len(column) else None for column in columns]) for i, prompt in enumerate(prompts)
+        (prompt, "", [column[i] if i < len(column) else None for column in columns]) for i, prompt in enumerate(prompts)
     ]
     return Matrix("prompt", [(f"step {step:,}", "") for step in sheets], rows)
 
@@ -128,7 +129,7 @@ def _reconstructions(run: Path) -> Matrix | None:
     ends = {step: sheets[step] for step in (min(sheets), max(sheets))}
     media: list[Medium | None] = [Medium(data_uri(path), False) for path in ends.values()]
     return Matrix(
-        "", [(f"step {step:,}", "") for step in ends], [("Real frames, below each their reconstruction.", media)]
+        "", [(f"step {step:,}", "") for step in ends], [("Real frames, below each their reconstruction.", "", media)]
     )
 
 
@@ -145,10 +146,10 @@ def _followed(run: Path) -> Matrix | None:
     if not shown:
         return None
     rows = [
-        (_row_name(*key), [_read(folder, entries[step][key]) for step, folder in folders.items()])
+        (*_row_name(*key), [_read(folder, entries[step][key]) for step, folder in folders.items()])
         for key in shown[:MOST_PROMPTS]
     ]
-    return Matrix("prompt, seed", [(f"step {step:,}", "") for step in folders], rows)
+    return Matrix("prompt", [(f"step {step:,}", "") for step in folders], rows)
 
 
 def _by_step(folder: Path, pattern: str) -> dict[int, Path]:
@@ -171,8 +172,8 @@ def _medium(path: Path, frames: Frames) -> Medium:
     return Medium(data_uri(path), path.suffix.lower() in VIDEO_ENDINGS, f"{frames.shape[2]}/{frames.shape[1]}")
 
 
-def _row_name(prompt: str, seed: int | None) -> str:
-    return prompt if seed is None else f"{prompt}, {seed}"
+def _row_name(prompt: str, seed: int | None) -> tuple[str, str]:
+    return prompt, "" if seed is None else f"seed {seed}"
 
 
 def _named(keys: Iterable[tuple[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """How large a run is and what it took: parameters, tokens, and C = 6 N D FLOPs, read from its folder.
 
-N are all parameters of the newest checkpoint, D the live tokens of its steps (Hoffmann et al. 2022; attention's products
-are left out, as they do).
+N are all parameters of the newest checkpoint, D the live tokens of the steps (Hoffmann et al. 2022; attention's
+products are left out, as they do).
 """
 
 import json
