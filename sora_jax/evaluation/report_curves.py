@@ -107,6 +107,8 @@ def work_curves(metrics: Mapping[str, Rows]) -> list[Curve]:
         lines = {name: series(rows, "train", key, times) for name, rows in metrics.items()}
         if key == "data_wait" and max((y for _, ys in lines.values() for y in ys), default=0.0) < WORTH_SHOWING:
             continue  # it hardly waited: the table of time says so in a line
+        if key == "padding" and not any(any(ys) for _, ys in lines.values()):
+            continue  # rows that cannot be padded
         smooth, linear = key in ("grad_norm", *rates), key != "grad_norm"
         curves += draw(title, ylabel, lines, smooth=smooth, small=True, legend=False, linear=linear)
     return curves

@@ -129,7 +129,9 @@ def test_a_run_alone_makes_a_page_of_all_that_it_left(pages):
     ):
         assert f"<h3>{title}</h3>" in text, title
     assert text.count("<video") == 2 * 3 + 2 * 2  # previews at three steps, a follower's samples at two
-    assert "model.width" in text and "9 of 10 inputs kept" in text and "steps whose result the run still has" in text
+    assert (
+        "model.<wbr>width" in text and "9 of 10 inputs kept" in text and "steps whose result the run still has" in text
+    )
     assert 'src="http' not in text and "Prompts and what came out" not in text
 
 
@@ -140,7 +142,7 @@ def test_several_runs_are_ordered_by_compute(pages):
     assert places == sorted(places)
     assert heads.index("small") < heads.index("mid") < heads.index("large")
     assert text.count("<video") == 6 and text.count("seed 1") == 1
-    for said in ("held out, by step", "held out, by compute", "train.num_steps", '<td class="best">'):
+    for said in ("held out, by step", "held out, by compute", "train.<wbr>num_<wbr>steps", '<td class="best">'):
         assert said in text, said
 
 
@@ -156,6 +158,8 @@ def test_samples_that_are_not_the_same_draws_are_refused(runs, tmp_path, capsys)
     assert "--evaluation belongs to a page of 1" in capsys.readouterr().err
     assert report(tmp_path / "x.html", "--run", tmp_path / "nothing") == 2
     assert "is no run" in capsys.readouterr().err
+    assert report(tmp_path / "x.html", "--run", runs / "small", "gs://bucket/run") == 2
+    assert "no path of a file system" in capsys.readouterr().err
     stronger = make_samples(tmp_path / "stronger", 80, guidance=6.0)
     heads = [("1×", ""), ("4×", "")]
     matrix, note = compared([runs / "small_samples", stronger], heads, [1, 0])
