@@ -8,7 +8,7 @@ from typing import Any
 
 FRAME = """<!doctype html><title>none</title>
 <meta name="color-scheme" content="light dark"><body style="margin:0">
-<iframe style="border:0;width:{width}px;height:1200px" srcdoc="{page}"></iframe>
+<iframe style="border:0;width:{width}px;height:3000px" srcdoc="{page}"></iframe>
 <script>addEventListener("load", async () => {{
   const inside = document.querySelector("iframe").contentWindow, page = inside.document;
   const all = name => [...page.querySelectorAll(name)];
@@ -32,7 +32,7 @@ def open_page(page: Path, folder: Path, width: int, dark: bool = False) -> dict[
     """What Chromium made of the page at this width; `console` are its messages, `fetched` what it asked for."""
     framed = folder / "framed.html"
     framed.write_text(FRAME.format(width=width, page=html.escape(page.read_text())))
-    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={max(width, 500)},1200"]
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={max(width, 500)},3000"]
     command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--enable-logging=stderr"]
     command += [f"--user-data-dir={folder / f'profile_{width}_{dark}'}", "--virtual-time-budget=60000", "--dump-dom"]
     done = subprocess.run([*command, framed.as_uri()], capture_output=True, text=True, timeout=120, check=True)
