@@ -28,6 +28,7 @@ from sora_jax.models.codec import load_codec
 from sora_jax.models.t5_files import load_t5
 from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes
 from sora_jax.training.trained_codec import codec_to_measure
+from tests.browser import check_page, open_page
 from tests.sora_jax.models.published_t5 import describe, tensors, write
 
 AUTOENCODER = (
@@ -248,23 +249,13 @@ def test_the_page_stands_alone_and_shows_the_probes(page):
 
 
 @pytest.mark.chromium
-@pytest.mark.parametrize("width", [390, 1300])
-def test_a_browser_lays_the_page_out_without_a_sideways_scroll(page, tmp_path, width):
-    """Chromium plays the inlined video, and no element is wider than the window."""
-    probe = tmp_path / "page.html"
-    script = (
-        "<script>addEventListener('load', () => setTimeout(() => {"
-        "const v = document.querySelector('video');"
-        "document.title = [document.documentElement.scrollWidth <= innerWidth, v.readyState, v.videoWidth].join(' ');"
-        "}, 1500));</script>"
-    )
-    probe.write_text(page.read_text().replace("</body>", script + "</body>"))
-    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},1200"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=6000", "--dump-dom", probe.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    title = dom[dom.index("<title>") + 7 : dom.index("</title>")]
-    fits, ready, video_width = title.split()
-    assert fits == "true" and int(ready) >= 2 and int(video_width) == 32
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_browser_lays_the_page_out_without_a_sideways_scroll(page, tmp_path, width, dark):
+    """Chromium plays the inlined videos, asks for nothing, and no element is wider than the window."""
+    found = open_page(page, tmp_path, width, dark)
+    check_page(found, width, dark)
+    assert len(found["videos"]) > 2 and {across for _, across, _ in found["videos"]} == {32}
 
 
 def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, repository):

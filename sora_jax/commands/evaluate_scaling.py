@@ -9,24 +9,18 @@ parameters, tokens, loss. The figure is beside `--out`, with the ending .png.
 import argparse
 import csv
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from data_pipeline.errors import UserError
 from sora_jax.commands.shared import write_result
 from sora_jax.sweeps.directory import read_members
-from sora_jax.sweeps.plan import Member
-from sora_jax.sweeps.scaling import FLOPS, Point, fit, interval, resampled
+from sora_jax.sweeps.scaling import Point, fit, interval, resampled
 from sora_jax.sweeps.scaling_figure import draw_scaling
 from sora_jax.sweeps.status import FINISHED, read_standing
-from sora_jax.training.checkpoint import find_checkpoint, saved_shapes
-from sora_jax.training.metrics import read_metrics
-from sora_jax.training.run_directory import CONFIG
+from sora_jax.training.compute import FLOPS, read_spent
 
 EXPONENTS = ("alpha", "beta", "e")
 
@@ -94,19 +88,10 @@ def sweep_points(out: Path) -> list[Point]:
         if standing.state != FINISHED or standing.held_out_loss is None:
             logger.warning("left out: member %d (%s) is %s", member.index, member.name, standing.state)
             continue
-        points.append(Point(count_parameters(out / member.name), count_tokens(out, member), standing.held_out_loss))
+        spent = read_spent(out / member.name)
+        tokens = spent.tokens_at(member.num_steps)
+        if tokens is None:
+            logger.warning("left out: member %d (%s) has no tokens to count", member.index, member.name)
+            continue
+        points.append(Point(spent.parameters, tokens, standing.held_out_loss))
     return points
-
-
-def count_parameters(run: Path) -> float:
-    """Numbers in the newest checkpoint's parameters."""
-    shapes = saved_shapes(find_checkpoint(run), "params")
-    return float(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)))
-
-
-def count_tokens(out: Path, member: Member) -> float:
-    """Live tokens of all steps: rows by their size, less the padding that was measured."""
-    config = json.loads((out / member.name / CONFIG).read_text())
-    rows = [row for row in read_metrics(out / member.name) if row["kind"] == "train" and "padding" in row]
-    padding = sum(row["padding"] for row in rows) / max(len(rows), 1)
-    return member.num_steps * config["train"]["batch_rows"] * config["data"]["row_tokens"] * (1 - padding)

@@ -132,7 +132,10 @@ def _check_overrides(overrides: list[str]) -> list[str]:
 
 def _check_paths(args: argparse.Namespace) -> None:
     """Refuses `gs://bucket/run`, which as a path would be a new folder `gs:` here."""
-    for name, value in vars(args).items():
+    given = [
+        (name, one) for name, value in vars(args).items() for one in (value if isinstance(value, list) else [value])
+    ]
+    for name, value in given:
         if isinstance(value, Path) and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value))):
             raise UserError(
                 f"--{name} is {value}, but '{scheme[0]}/…' is no path of a file system; mount the bucket (gcsfuse, "

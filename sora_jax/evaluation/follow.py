@@ -107,14 +107,21 @@ def add_rows(run: Path, folder: Path) -> int:
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """The scores of a result as flat names: distances, shares of what is generated, means."""
+    return {name: value for name, (value, *_) in with_intervals(result).items()}
+
+
+def with_intervals(result: Mapping[str, Any]) -> dict[str, tuple[float, float | None, float | None]]:
+    """The scores of a result by flat names, each with its 95% interval (None: the metric has none)."""
     each = {name: result[name] for name in result["metric"].split(",") if isinstance(result.get(name), dict)}
-    found: dict[str, float] = {}
+    found: dict[str, tuple[Any, Any, Any]] = {}
     for metric, one in (each or {result["metric"]: result}).items():
         if isinstance(one.get(metric), int | float):
-            found[metric] = one[metric]
+            spread = one.get("interval") or {}
+            found[metric] = one[metric], spread.get("low"), spread.get("high")
         for name, score in one.get("scores", {}).get("generated", {}).items():
-            found[f"{metric}/{name}"] = score.get("mean", score.get("rate"))
+            found[f"{metric}/{name}"] = score.get("mean", score.get("rate")), score.get("low"), score.get("high")
         for name, groups in one.get("scores", {}).items():
             if name != "generated" and isinstance(groups.get("generated"), dict):
-                found[f"{metric}/{name}"] = groups["generated"].get("rate")
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+                score = groups["generated"]
+                found[f"{metric}/{name}"] = score.get("rate"), score.get("low"), score.get("high")
+    return {name: value for name, value in found.items() if value[0] is not None and math.isfinite(value[0])}

@@ -17,9 +17,9 @@ from scipy.optimize import least_squares
 from scipy.special import logsumexp
 
 from data_pipeline.errors import UserError
+from sora_jax.training.compute import FLOPS
 
 HUBER = 1e-3
-FLOPS = 6.0
 LEAST_RUNS = 6
 STARTS = tuple(itertools.product((1.0, 6.0), (1.0, 6.0), (0.3, 0.8), (0.4,)))
 """log A, log B, the share of the smallest loss that E begins with, and the exponents."""
