@@ -4,8 +4,8 @@
     sora-jax evaluate scaling --sweep runs/scaling --budget 1e13 --out runs/scaling/fit.json
 
 Reads the latents that `make quickstart` leaves in runs/quickstart/latents (elsewhere: --config.data.path=DIR). Every
-member's schedule ends with its own budget, so that each is a finished run. Held-out losses fall from 1.41 (the smallest,
-50 steps) to 0.43 (the largest, 800); `benchmarks/scaling_two_cores` has the law and its figure.
+member's schedule ends with its own budget, so that each is a finished run. Held-out losses fall from 1.41 (the
+smallest, 50 steps) to 0.43 (the largest, 800); `benchmarks/scaling_two_cores` has the law and its figure.
 """
 
 import itertools
