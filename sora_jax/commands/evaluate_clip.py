@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.shards import ShardReader
 from sora_jax.commands.shared import shown
 from sora_jax.evaluation.clip_score import ClipNetwork, ClipProtocol, Fits, interval_of, score_videos
-from sora_jax.evaluation.inputs import read_real, read_samples
+from sora_jax.evaluation.inputs import read_samples
 from sora_jax.evaluation.media import MediaSet, open_media
 from sora_jax.models.clip_files import KIND, load_clip
 
@@ -33,22 +34,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}, but must be at least {least}")
+    if args.frames is not None:
+        raise UserError(f"--frames is not for --metric clip: give --max_frames {args.frames}")
+    real = None if args.real is None else _real_clips(args)  # looked at before anything takes long
     prompts = {entry["file"]: entry["prompt"] for entry in read_samples(args.generated)}
     network, protocol = ClipNetwork(load_clip(Path(args.weights))), ClipProtocol(args.max_frames)
     media = open_media(args.generated, args.split).at_most(args.num_generated)
     captions = [prompts[name] for name in media.names]
     found = _fits(network, media, captions, protocol, args)
     hashes = {"protocol": protocol.fingerprint, "network": network.fingerprint, "generated": media.fingerprint}
+    warnings, beside = _warnings(found, "prompts", network.tokenize.context), {}
+    if real is not None:
+        fits = _fits(network, *real, protocol, args)
+        beside = _describe(fits, "clip_real", args.bootstrap) | {"num_real": len(real[0])}
+        hashes["real"] = real[0].fingerprint
+        warnings += _warnings(fits, "real captions", network.tokenize.context)
     rows = zip(media.names, captions, found.own, strict=True)
     return {
         "generated": str(args.generated),
         "protocol": protocol.name,
         **_describe(found, "clip", args.bootstrap),
-        **(_real(network, protocol, args) if args.real is not None else {}),
+        **beside,
         "clip_exchanged": None if found.exchanged is None else float(found.exchanged.mean()),
         "num_generated": len(media),
         "num_frames": found.num_frames,
-        "warnings": _warnings(found, network.tokenize.context),
+        "warnings": warnings,
         "weights": {"kind": KIND, "network": network.name, "fingerprint": network.fingerprint},
         "hash": hashlib.sha256(" ".join(hashes.values()).encode()).hexdigest(),
         "hashes": hashes,
@@ -72,23 +82,24 @@ def _describe(found: Fits, name: str, num_resamples: int) -> dict[str, Any]:
     return {name: float(found.own.mean()), key: dataclasses.asdict(interval) if interval else None}
 
 
-def _real(network: ClipNetwork, protocol: ClipProtocol, args: argparse.Namespace) -> dict[str, Any]:
-    """The score of real clips that have captions."""
-    clips = [pair for pair in read_real(args.real, args.split, args.num_real, args.max_frames) if pair[0]]
-    if not clips:
+def _real_clips(args: argparse.Namespace) -> tuple[MediaSet, list[str]]:
+    """Clips that have captions, and these. Raises UserError where there are none."""
+    reader = ShardReader(args.real, "clip")
+    media = open_media(args.real, args.split).at_most(args.num_real)
+    records = (reader.read(int(name.rpartition("/")[2])) for name in media.names)
+    captions = [record.captions[0].text if record.captions else "" for record in records]
+    kept = [i for i, caption in enumerate(captions) if caption]
+    if not kept:
         raise UserError(f"no {args.split} clip of {args.real} has a caption: leave out --real")
-    names = tuple(str(i) for i in range(len(clips)))
-    media = MediaSet(str(args.real), names, names, lambda i, most: clips[i][1][:most], {})
-    found = _fits(network, media, [caption for caption, _ in clips], protocol, args)
-    return _describe(found, "clip_real", args.bootstrap) | {"num_real": len(clips)}
+    return media.subset(kept), [captions[i] for i in kept]
 
 
-def _warnings(found: Fits, context: int) -> list[str]:
+def _warnings(found: Fits, what: str, context: int) -> list[str]:
     """Why the score may not be what its reader takes it for."""
     if not found.num_truncated:
         return []
     warning = (
-        f"{found.num_truncated} of {len(found.own)} prompts have more than CLIP's {context} tokens: what follows them "
+        f"{found.num_truncated} of {len(found.own)} {what} have more than CLIP's {context} tokens: what follows them "
         "is not judged"
     )
     logger.warning("%s", warning)

@@ -62,11 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def split_published(args: argparse.Namespace, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The protocol and the weights of each metric of a list that takes them, given in the order of these metrics.
 
-    `--frames` is not `fid`'s where another of them takes it. Raises UserError where their numbers differ.
+    `--frames` is not `fid`'s or `clip`'s where another of them takes it. Raises UserError where their numbers differ.
     """
     found: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
-    if "fid" in found and OF_FRAMES.intersection(metrics):
-        found["fid"]["frames"] = None
+    for metric in {"fid", "clip"}.intersection(metrics) if OF_FRAMES.intersection(metrics) else ():
+        found[metric]["frames"] = None
     for name, takers in TAKERS.items():
         taking = [metric for metric in metrics if metric in takers]
         given = getattr(args, name).split(",") if getattr(args, name) else []

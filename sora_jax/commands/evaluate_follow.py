@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_pipeline.errors import UserError
+from sora_jax.commands.shared import plain
 from sora_jax.evaluation.follow import (
     Pace,
     add_rows,
@@ -56,7 +57,7 @@ def run(
         if result is None:
             left_out.add(step)
         else:
-            write_result(folder, step, result)
+            write_result(folder, step, plain(result))
             add_rows(args.run, folder)
     add_rows(args.run, folder)
     return {"out": str(folder), "run": str(args.run), "scored": scored_steps(folder), "left_out": sorted(left_out)}

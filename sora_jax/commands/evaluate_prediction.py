@@ -10,6 +10,8 @@ truth with one future below it.
 
 import argparse
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipeline.errors import UserError
+from data_pipeline.shards import Manifest
 from sora_jax.commands.shared import shown
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.evaluation.dimensions import mean_of
@@ -60,6 +63,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     groups = {"mean": mean_over(measured), "best": best_of(measured)}
     groups["holding"] = measure_futures(cases, [held(case) for case in cases], loaded)
     groups["autoencoded"] = measure_futures(cases, list(autoencoded(run, cases)), loaded)
+    settings = {name: getattr(args, name) for name in ("steps", "guidance", "solver", "seed", "trials")}
+    settings |= {"known_frames": cases[0].context, "new_frames": len(cases[0].truth)}
+    hashes = {
+        "real": hash_of([Manifest.load(args.real).fingerprint, *(case.number for case in cases)]),
+        "checkpoint": hash_of(run.identity),
+        "settings": hash_of(settings),
+        "lpips": loaded.fingerprint if loaded else "none",
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure, sheet = (args.out.with_name(f"{args.out.stem}_{name}.png") for name in ("curves", "sheet"))
     draw_curves(groups, figure)
@@ -69,10 +80,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": run.identity,
         "num_clips": len(cases),
         "num_short": num_short,
-        "num_trials": args.trials,
-        "known_frames": cases[0].context,
-        "new_frames": len(cases[0].truth),
-        "settings": {name: getattr(args, name) for name in ("steps", "guidance", "solver", "seed")},
+        "protocol": f"{settings['known_frames']} frames known, {settings['new_frames']} made, {args.trials} futures",
+        "settings": settings,
+        "hash": hash_of(hashes),
+        "hashes": hashes,
         "scores": {
             name: {
                 group: dataclasses.asdict(mean_of(curves[name].mean(axis=1).tolist()))
@@ -88,6 +99,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "figure": figure.name,
         "sheet": sheet.name,
     }
+
+
+def hash_of(value: Any) -> str:
+    """The SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sample_trials(run: TrainedRun, cases: list[Case], args: argparse.Namespace) -> list[Futures]:

@@ -2,7 +2,7 @@
 
 A frame's score is `WEIGHT` max(cos, 0) of the angle between its vector and the caption's; a video's is the mean of its
 frames', a set's the mean of its videos'. Hessel et al. multiply by 2.5 and begin each caption with "A photo depicts";
-here it is 100 and the caption alone, as torchmetrics and papers on video have it.
+here it is 100 and the caption alone, as torchmetrics has it, which clamps at 0 the mean of all, not each frame's.
 """
 
 import dataclasses
@@ -122,21 +122,22 @@ def score_videos(
 
 def _others(captions: Sequence[str]) -> list[int]:
     """For each caption the number of the next one that differs; its own where none does."""
-    num = len(captions)
-
-    def other(i: int) -> int:
-        following = ((i + step) % num for step in range(1, num))
-        return next((j for j in following if captions[j] != captions[i]), i)
-
-    return [other(i) for i in range(num)]
+    num, found = len(captions), list(range(len(captions)))
+    for k in reversed(range(2 * num - 1)):  # from the back, twice around: equal neighbours share theirs
+        i, j = k % num, (k + 1) % num
+        if captions[j] != captions[i]:
+            found[i] = j
+        elif found[j] != j:
+            found[i] = found[j]
+    return found
 
 
 def interval_of(scores: Float[np.ndarray, " N"], num: int, seed: int = 0) -> Interval | None:
     """How far the mean would move with other videos: drawn anew with replacement, `num` times (Efron 1979).
 
-    None for fewer than two resamples.
+    None for fewer than two resamples or videos.
     """
-    if num < 2:
+    if num < 2 or len(scores) < 2:
         return None
     drawn = np.random.default_rng(seed).integers(0, len(scores), (num, len(scores)))
     deviation, mean = float(np.std(scores[drawn].mean(1), ddof=1)), float(scores.mean())

@@ -124,4 +124,7 @@ def with_intervals(result: Mapping[str, Any]) -> dict[str, tuple[float, float | 
             if name != "generated" and isinstance(groups.get("generated"), dict):
                 score = groups["generated"]
                 found[f"{metric}/{name}"] = score.get("rate"), score.get("low"), score.get("high")
+            for group in ("mean", "best"):  # of predictions
+                if isinstance(score := groups.get(group), dict):
+                    found[f"{metric}/{name}/{group}"] = score["mean"], score["low"], score["high"]
     return {name: value for name, value in found.items() if value[0] is not None and math.isfinite(value[0])}

@@ -25,11 +25,13 @@ def read_samples(directory: Path) -> list[dict[str, Any]]:
         )
     try:
         entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        missing = [entry for entry in entries if not {"file", "prompt"} <= entry.keys()]
+        missing = [e for e in entries if not all(isinstance(e.get(name), str) for name in ("file", "prompt"))]
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): sample again") from error
     if missing or not entries:
         raise UserError(f"{path} has {len(entries)} samples, {len(missing)} without file or prompt: sample again")
+    if (different := len({entry["file"] for entry in entries})) < len(entries):
+        raise UserError(f"{path} has {len(entries)} samples in {different} files: sample again")
     return entries
 
 

@@ -35,8 +35,9 @@ Curves = dict[str, Float64[np.ndarray, "_ _"]]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One clip, of which the first `context` frames are known."""
+    """One clip, of which the first `context` frames are known. `number` is that of its record."""
 
+    number: int
     caption: str
     fps: float
     clip: Frames
@@ -74,6 +75,13 @@ def read_cases(
             f"{known} known frames of {length} leave none to predict, or none to start from: --context must be from 1 "
             f"to {length - 1}, or --max_frames larger"
         )
+    if (known - 1) % c:
+        legal = 1 + (known - 1) // c * c
+        larger = f" or {legal + c}" if legal + c < length else ""
+        raise UserError(
+            f"--context is {known}, but the autoencoder codes 1 + {c} n frames: {legal} would be shown; take {legal}"
+            f"{larger}"
+        )
     numbers, cases, short = clip_numbers(reader, split), [], 0
     for number in numbers[np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)]:
         record = reader.read(int(number))
@@ -83,7 +91,9 @@ def read_cases(
             continue
         clip = to_legal(frames[:length], c, x * run.sampler.layout.patch_size[1])
         plan = modes.extend_forward(codec, run.sampler.layout, clip[:known], length - known, known)
-        cases.append(Case(record.captions[0].text if record.captions else "", record.fps, clip, known, plan))
+        cases.append(
+            Case(int(number), record.captions[0].text if record.captions else "", record.fps, clip, known, plan)
+        )
     if not cases:
         raise UserError(f"all of {short} {split} clips of {real} are shorter than {length} frames: lower --max_frames")
     return cases, short

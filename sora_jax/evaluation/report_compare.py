@@ -1,6 +1,7 @@
 """One HTML page of several runs: the same draws by compute, curves over steps and FLOPs, differing configs, scores."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,8 +199,8 @@ def _table(runs: Sequence[Run], scores: Sequence[dict[str, str]]) -> list[Line]:
 
 
 def _median(run: Run, key: str) -> float | None:
-    values = sorted(series(run.rows, "train", key)[1])
-    return values[len(values) // 2] if values else None
+    values = series(run.rows, "train", key)[1]
+    return statistics.median(values) if values else None
 
 
 def _line(name: str, values: Sequence[float | None], form: str, best: Any = None) -> Line:

@@ -148,7 +148,7 @@ def _by_frames(
 ) -> Float[Array, "N t _ _ D"]:
     """The same convolution of single frames, each with its neighbours' channels beside its own.
 
-    XLA's convolutions over time take up to four times as long on a CPU.
+    XLA's convolutions over time are slow on a CPU (LOG.md).
     """
     length, stride = unit.size[0], unit.stride[0]
     (pads,) = jax.lax.padtype_to_pads(x.shape[1:2], (length,), (stride,), unit.padding)
@@ -184,7 +184,7 @@ def pool(x: Float[Array, "N ... C"], layer: Pool) -> Float[Array, "N ... C"]:
 
 
 def _reduced(x: Array, layer: Pool, start: float, combine: Any) -> Array:
-    """Windows reduced along one dim after the other: 9 numbers in place of 27, on a CPU in an eighth of the time."""
+    """Windows reduced along one dim after the other: 9 numbers in place of 27."""
     if layer.padding == "FIXED":
         padding = _fixed_padding(x.shape, layer)
     else:

@@ -12,6 +12,8 @@ from data_pipeline.errors import UserError
 
 INDEX = ".index"
 MODULE = Path("variables", "variables")
+PARTS = ("/w", "/b", "/beta", "/moving_mean", "/moving_variance")
+"""How the names of its tensors end; others, an optimizer's, are not read."""
 FIRST = "Conv3d_1a_7x7/conv_3d/w"
 """The first convolution's name within its scope (`RGB/inception_i3d`, or that with a module's name before it)."""
 
@@ -31,7 +33,7 @@ def read_i3d_checkpoint(path: Path) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(str(prefix))
         names = sorted(reader.get_variable_to_shape_map())
         scope = _scope(names, prefix)
-        kept = [name for name in names if name.startswith(scope)]
+        kept = [name for name in names if name.startswith(scope) and name.endswith(PARTS)]
         return {name.removeprefix(scope): _as_pytorch(name, reader.get_tensor(name)) for name in kept}
     except (tf.errors.OpError, RuntimeError, IndexError, OSError) as error:
         raise UserError(f"the checkpoint {prefix} cannot be read ({error}); download all of its files again") from error

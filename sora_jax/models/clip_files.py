@@ -84,7 +84,17 @@ def read_clip_config(path: Path) -> ClipConfig:
     values = _json(path)
     if values.get("model_type") != "clip":
         raise UserError(f"{path} describes a model of type '{values.get('model_type')}', not 'clip'; get {WHERE}")
-    text, vision = (known | dict(values.get(f"{name}_config") or {}) for name, known in DEFAULTS.items())
+    described = {name: values.get(f"{name}_config") or {} for name in DEFAULTS}
+    if not all(isinstance(tower, dict) for tower in described.values()):
+        raise UserError(f"{path}: text_config and vision_config must be objects; get {WHERE}")
+    text, vision = (known | described[name] for name, known in DEFAULTS.items())
+    for tower in (text, vision):
+        eps = tower["layer_norm_eps"]
+        if not isinstance(tower["hidden_act"], str) or type(eps) not in (int, float) or eps <= 0:
+            raise UserError(
+                f"{path}: hidden_act is {tower['hidden_act']!r} and layer_norm_eps {eps!r}, but must be a name and a "
+                f"number above 0; get {WHERE}"
+            )
     projection = values.get("projection_dim", 512)
     sizes = [(n, tower[n]) for tower, known in ((text, TEXT), (vision, VISION)) for n in known if n not in NO_SIZES]
     wrong = [name for name, value in (*sizes, ("projection_dim", projection)) if type(value) is not int]
@@ -200,16 +210,21 @@ def load_clip(path: Path) -> ClipWeights:
             held = file.metadata() or {}
             about = json.loads(held.get("sora_jax", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if not isinstance(about, dict):
+            raise ValueError(f"its metadata is a {type(about).__name__}")
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no safetensors file of ours ({error}): {remedy}") from error
     if about.get("format") != FORMAT:
         raise UserError(
             f"{path} holds {about.get('network', 'nothing that convert-weights wrote')}, not CLIP: {remedy}"
         )
-    towers = (TowerConfig(**about["config"][name]) for name in ("text", "vision"))
-    sizes = {name: value for name, value in about["config"].items() if name not in ("text", "vision")}
-    weights = ClipWeights(ClipConfig(*towers, **sizes), tensors, held.get(TOKENIZER, ""))
-    if weights.fingerprint != about["fingerprint"]:
+    try:
+        towers = (TowerConfig(**about["config"][name]) for name in ("text", "vision"))
+        sizes = {name: value for name, value in about["config"].items() if name not in ("text", "vision")}
+        weights = ClipWeights(ClipConfig(*towers, **sizes), tensors, held.get(TOKENIZER, ""))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not say its sizes ({error!r}): {remedy}") from error
+    if weights.fingerprint != about.get("fingerprint"):
         raise UserError(f"{path} is damaged: it has another fingerprint than when it was written; {remedy}")
     return weights
 

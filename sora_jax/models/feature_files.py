@@ -140,8 +140,13 @@ def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
     if not is_checkpoint:
         _check_digest(path, divisor)
     found = known.read(path)
-    tensors = {}
-    for name, shape in expected_shapes(known.network, divisor, found).items():
+    tensors, expected = {}, expected_shapes(known.network, divisor, found)
+    foreign = [name for name in found if name not in expected and not name.startswith("head.")]
+    if known.network == "videomae" and foreign:  # layer scale, learned positions: the features would be others
+        raise UserError(
+            f"{path} holds {foreign[0]} ({len(foreign)} such tensors), which VideoMAE has not; get {known.where}"
+        )
+    for name, shape in expected.items():
         published = known.naming(name)
         value = found.get(published) if published else np.ones(shape, np.float32)
         if value is None or value.shape != shape:
@@ -212,12 +217,14 @@ def load_weights(path: Path, network: str) -> FeatureWeights:
         with safe_open(path, "numpy") as file:
             described = json.loads((file.metadata() or {}).get("sora_jax", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if not isinstance(described, dict):
+            raise ValueError(f"its metadata is a {type(described).__name__}")
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no safetensors file of ours ({error}): {remedy}") from error
     if described.get("format") != FORMAT or described.get("network") != network:
         found = described.get("network", "nothing that convert-weights wrote")
         raise UserError(f"{path} holds {found}, but {network} is needed: {remedy}")
-    if fingerprint_of(tensors) != described["fingerprint"]:
+    if fingerprint_of(tensors) != described.get("fingerprint") or "kind" not in described:
         raise UserError(f"{path} is damaged: its tensors have another fingerprint than when it was written; {remedy}")
     return FeatureWeights(network, described["kind"], tensors, described["fingerprint"])
 

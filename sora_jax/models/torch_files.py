@@ -10,6 +10,7 @@ modules are taken as named collections of attributes, whatever their class; the 
 """
 
 import io
+import math
 import pickletools
 import re
 import struct
@@ -120,7 +121,10 @@ def _read_archive(file: io.BufferedIOBase, scripted: bool) -> dict[str, np.ndarr
         tensors, storages = _state_dict(io.BytesIO(archive.read(f"{root}data.pkl")), scripted)
         numbers = {}
         for key, storage in storages.items():
-            size = archive.getinfo(f"{root}data/{key}").file_size
+            about = archive.getinfo(f"{root}data/{key}")
+            size = about.file_size
+            if about.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"storage {key} is compressed, which PyTorch's never are")
             if size != storage.length * storage.dtype.itemsize:
                 raise ValueError(f"storage {key} has {size} bytes, not {storage.length * storage.dtype.itemsize}")
             numbers[key] = np.frombuffer(archive.read(f"{root}data/{key}"), storage.dtype)
@@ -179,6 +183,8 @@ def _view(tensor: _Tensor, numbers: dict[str, np.ndarray]) -> np.ndarray:
     last = tensor.offset + sum((size - 1) * stride for size, stride in steps)
     if last >= len(storage):
         raise ValueError(f"a tensor ends at number {last + 1} of a storage of {len(storage)}")
+    if math.prod(tensor.shape) > len(storage):  # strides of 0 would make any size of a few bytes
+        raise ValueError(f"a tensor of shape {tensor.shape} repeats a storage of {len(storage)} numbers")
     strides = [stride * storage.itemsize for _, stride in steps]
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides).copy()
 

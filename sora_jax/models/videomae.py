@@ -136,7 +136,7 @@ def config_of(tensors: Mapping[str, np.ndarray], norm_eps: float = 1e-6) -> Vide
     Raises UserError for a width that is no whole number of heads.
     """
     first, hidden = tensors.get("patch_embed.proj.weight"), tensors.get("blocks.0.mlp.fc1.weight")
-    if first is None or hidden is None or first.ndim != 5:
+    if first is None or hidden is None or first.ndim != 5 or hidden.ndim != 2:
         return GIANT
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     config = VideoMaeConfig(len(first), depth, len(hidden), first.shape[-1], norm_eps)

@@ -349,14 +349,16 @@ def test_modes_are_judged_beside_holding_still_and_the_autoencoder(world, random
 def test_predictions_are_compared_with_what_came_frame_by_frame(world, random_run, tmp_path, capsys):  # noqa: F811
     words = f"evaluate --metric prediction --run {random_run} --real {world}/clips --num_real 3 --steps 1 --trials 2"
     result = _run(capsys, *words.split(), "--out", tmp_path / "prediction.json")
-    assert result["num_trials"] == 2 and result["known_frames"] + result["new_frames"] == 9
+    assert result["protocol"] == "5 frames known, 4 made, 2 futures" and len(set(result["hashes"].values())) == 4
     psnr, curves = result["scores"]["psnr_db"], result["by_frame"]["psnr_db"]
     assert psnr["best"]["mean"] >= psnr["mean"]["mean"] and psnr["autoencoded"]["mean"] > psnr["mean"]["mean"]
-    assert all(len(curve) == result["new_frames"] for curve in curves.values())
+    assert all(len(curve) == 4 for curve in curves.values())
     assert curves["holding"][0] > curves["holding"][-1], "bodies move away from where they were held"
     assert all((tmp_path / result[name]).stat().st_size > 1000 for name in ("figure", "sheet"))
     assert cli.main([*words.split(), "--context", "9", "--out", f"{tmp_path}/never.json"]) == 2
     assert "9 known frames of 9 leave none to predict" in capsys.readouterr().err
+    assert cli.main([*words.split(), "--context", "4", "--out", f"{tmp_path}/never.json"]) == 2
+    assert "4, but the autoencoder codes 1 + 4 n frames: 1 would be shown" in capsys.readouterr().err
 
 
 def test_a_gallery_shows_every_mode_and_keeps_what_was_known(world, random_run, tmp_path, capsys):  # noqa: F811

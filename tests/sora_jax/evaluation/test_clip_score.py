@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sora_jax.evaluation.clip_score import ClipNetwork, ClipProtocol, fit, interval_of, score_videos
+from sora_jax.evaluation.clip_score import ClipNetwork, ClipProtocol, _others, fit, interval_of, score_videos
 from sora_jax.evaluation.media import MediaSet
 from sora_jax.models.clip_files import read_published_clip
 from tests.sora_jax.models import published_clip as published
@@ -68,4 +68,8 @@ def test_an_interval_narrows_with_more_videos():
     scores = np.random.default_rng(0).normal(25, 3, 400)
     interval = interval_of(scores, 2000)
     assert interval.deviation == pytest.approx(3 / 20, rel=0.1) and interval.low < scores.mean() < interval.high
-    assert interval_of(scores, 1) is None
+    assert interval_of(scores, 1) is None and interval_of(scores[:1], 2000) is None
+
+
+def test_a_caption_is_exchanged_for_the_next_that_differs():
+    assert _others(["a", "b", "b", "c", "a"]) == [1, 3, 3, 4, 1] and _others(["a", "a"]) == [0, 1]

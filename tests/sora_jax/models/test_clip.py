@@ -65,6 +65,9 @@ def test_wrong_files_say_what_to_get(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(published.describe(projection_dim="20")))
     with pytest.raises(UserError, match="projection_dim must be whole numbers"):
         read_published_clip(folder)
+    (folder / "config.json").write_text(json.dumps(published.describe(text_config=[1])))
+    with pytest.raises(UserError, match="text_config and vision_config must be objects"):
+        read_published_clip(folder)
     published.write(folder)
     (folder / "model.safetensors").write_bytes(b"0" * 100)
     with pytest.raises(UserError, match="model.safetensors cannot be read"):

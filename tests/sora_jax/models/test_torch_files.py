@@ -51,7 +51,11 @@ def test_a_tensor_is_a_view_of_its_storage(tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "says"),
-    [((3, (2, 2), (1, 3)), "ends at number 8 of a storage of 6"), ((0, (2,), (-1,)), "negative")],
+    [
+        ((3, (2, 2), (1, 3)), "ends at number 8 of a storage of 6"),
+        ((0, (2,), (-1,)), "negative"),
+        ((0, (3, 3), (0, 0)), r"shape \(3, 3\) repeats a storage of 6"),
+    ],
 )
 def test_a_tensor_out_of_its_storage_is_an_error(tmp_path, where, says):
     archive(tmp_path / "w.pth", tensor_pickle(*where), np.zeros(6, "<f4").tobytes())
