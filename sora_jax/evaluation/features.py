@@ -66,10 +66,10 @@ class FeatureNetwork:
             raise UserError(f"protocol {protocol.name} needs {protocol.network.name}, --weights is {weights.network}")
         self.fingerprint, self.kind, self.protocol = weights.fingerprint, weights.kind, protocol
         self.mesh = device_mesh(devices)
-        micro_batch = MICRO_BATCH[weights.network][self.mesh.devices.flat[0].platform]
+        self.micro_batch = MICRO_BATCH[weights.network][self.mesh.devices.flat[0].platform]
         is_embedded = weights.network in NETWORKS
         params = to_params(weights.tensors) if is_embedded else network_params(weights, protocol.network.eps)
-        self._network = MicroBatches(_forward(weights, protocol), params, micro_batch, self.mesh)
+        self._network = MicroBatches(_forward(weights, protocol), params, self.micro_batch, self.mesh)
 
     def __call__(self, clips: Float32[np.ndarray, "N T Y X 3"]) -> tuple[np.ndarray, np.ndarray]:
         """Features [N, rows, D] and logits [N, classes] of preprocessed clips."""

@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import Manifest
 from data_pipeline.video_io import decode
 from sora_jax.evaluation.inputs import read_samples
-from sora_jax.evaluation.report_config import differences, read_json, read_run
+from sora_jax.evaluation.report_config import differences, read_json, read_run, task_of
 from sora_jax.evaluation.report_curves import goodput, loss_curves, read_scores, score_curves, spells, work_curves
 from sora_jax.evaluation.report_data import read_funnel
 from sora_jax.evaluation.report_facts import distances, headline, made_facts, reconstruction, score_rows
@@ -52,7 +52,7 @@ def render_report(inputs: ReportInputs) -> str:
     evaluation = read_json(inputs.evaluation) if inputs.evaluation else {}
     samples = judged_samples(inputs.samples, evaluation) if inputs.samples else []
     config, made = read_run(inputs.run)
-    name = TASKS.get(config["train"]["task"], config["train"]["task"])
+    name = TASKS.get(task_of(config), task_of(config))
     runs = {name: inputs.run} | ({"autoencoder": inputs.autoencoder} if inputs.autoencoder else {})
     metrics = {name: read_metrics(folder) for name, folder in runs.items()}
     account, growth = goodput(inputs.run)

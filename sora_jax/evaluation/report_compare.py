@@ -11,7 +11,7 @@ from data_pipeline.errors import UserError
 from sora_jax.evaluation.figures import look
 from sora_jax.evaluation.follow import with_intervals
 from sora_jax.evaluation.report import command_of, data_of, render
-from sora_jax.evaluation.report_config import differing, read_json, read_run, short_names
+from sora_jax.evaluation.report_config import differing, read_json, read_run, short_names, task_of
 from sora_jax.evaluation.report_curves import (
     MEASURES,
     RATE,
@@ -77,7 +77,7 @@ def render_comparison(inputs: CompareInputs) -> str:
     samples are not the same draws."""
     _check(inputs)
     described = [read_run(folder) for folder in inputs.runs]
-    tasks = [config["train"]["task"] for config, _ in described]
+    tasks = [task_of(config) for config, _ in described]
     if len(set(tasks)) > 1:
         named = ", ".join(f"{folder} is of the task {task}" for folder, task in zip(inputs.runs, tasks, strict=True))
         raise UserError(f"only runs of one task can be compared: {named}")

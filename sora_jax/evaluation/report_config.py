@@ -67,11 +67,15 @@ def read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return read_json(run / CONFIG), read_json(run / RUN)
 
 
+def task_of(config: Mapping[str, Any]) -> str:
+    """What a run trains; a config of an older form may not say."""
+    return config.get("train", {}).get("task", "unknown")
+
+
 def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted field -> the default of the code, of the fields that have one; `model.size` brings its own."""
-    task = config.get("train", {}).get("task", "")
     found: dict[str, Any] = {}
-    sections = {**SECTIONS.get(task, {}), "optim": OptimConfig, "train": TrainConfig}
+    sections = {**SECTIONS.get(task_of(config), {}), "optim": OptimConfig, "train": TrainConfig}
     if "text" in config.get("model", {}):
         sections["model.text"] = TextEncoderConfig
     for section, described in sections.items():
