@@ -141,11 +141,6 @@ def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
         _check_digest(path, divisor)
     found = known.read(path)
     tensors, expected = {}, expected_shapes(known.network, divisor, found)
-    foreign = [name for name in found if name not in expected and not name.startswith("head.")]
-    if known.network == "videomae" and foreign:  # layer scale, learned positions: the features would be others
-        raise UserError(
-            f"{path} holds {foreign[0]} ({len(foreign)} such tensors), which VideoMAE has not; get {known.where}"
-        )
     for name, shape in expected.items():
         published = known.naming(name)
         value = found.get(published) if published else np.ones(shape, np.float32)
@@ -159,6 +154,11 @@ def read_published(path: Path, kind: str, divisor: int = 1) -> FeatureWeights:
         tensors[name] = np.ascontiguousarray(value, np.float32)
         if not np.all(np.isfinite(tensors[name])):
             raise UserError(f"{path}: {published} holds numbers that are not finite; download it again")
+    foreign = [name for name in found if name not in expected and not name.startswith("head.")]
+    if known.network == "videomae" and foreign:  # layer scale, learned positions: the features would be others
+        raise UserError(
+            f"{path} holds {foreign[0]} ({len(foreign)} such tensors), which VideoMAE has not; get {known.where}"
+        )
     return FeatureWeights(known.network, sized_kind(kind, tensors), tensors, fingerprint_of(tensors))
 
 

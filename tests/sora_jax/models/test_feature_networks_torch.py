@@ -179,7 +179,7 @@ def test_equal_weights_have_one_fingerprint_whatever_their_file(tmp_path):
 def test_a_file_of_another_kind_names_both_shapes(tmp_path):
     import torch
 
-    from sora_jax.evaluation.torch_features import Piergiaj, PytorchFid
+    from sora_jax.evaluation.torch_features import Piergiaj, PytorchFid, VideoMaeV2
 
     state = PytorchFid(16).state_dict()
     torch.save(state, tmp_path / "thin.pth")
@@ -197,6 +197,10 @@ def test_a_file_of_another_kind_names_both_shapes(tmp_path):
         read_published(tmp_path / "scripted.pt", "nvidia-inception", 16)
     with pytest.raises(UserError, match=r"patch_embed.proj.weight is missing, expected \(1408, 3, 2, 14, 14\)"):
         read_published(tmp_path / "thin.pth", "videomae")
+    scaled = VideoMaeV2(128, 2, 2, 320, 16).state_dict() | {"blocks.0.gamma_1": torch.ones(128)}
+    torch.save(scaled, tmp_path / "scaled.pth")
+    with pytest.raises(UserError, match=r"holds blocks.0.gamma_1 \(1 such tensors\), which VideoMAE has not"):
+        read_published(tmp_path / "scaled.pth", "videomae")
     state["fc.bias"][0] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
     with pytest.raises(UserError, match="fc.bias holds numbers that are not finite"):
