@@ -9,14 +9,13 @@ captions (docs/evaluation.md).
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardReader
-from sora_jax.commands.shared import shown
+from sora_jax.commands.shared import check_least, joined_hash, shown
 from sora_jax.evaluation.clip_score import ClipNetwork, ClipProtocol, Fits, interval_of, score_videos
 from sora_jax.evaluation.inputs import read_samples
 from sora_jax.evaluation.media import MediaSet, open_media
@@ -30,10 +29,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for name, what in (("generated", "DIR, what `sora-jax sample --prompts` wrote, or --run RUN"), ("weights", "FILE")):
         if getattr(args, name) is None:
             raise UserError(f"--metric clip needs --{name} {what}")
-    for name, least in (("num_generated", 1), ("bootstrap", 0), ("batch", 1), ("max_frames", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}, but must be at least {least}")
+    check_least(args, num_generated=1, bootstrap=0, batch=1, max_frames=0)
     if args.frames is not None:
         raise UserError(f"--frames is not for --metric clip: give --max_frames {args.frames}")
     real = None if args.real is None else _real_clips(args)  # looked at before anything takes long
@@ -60,7 +56,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "num_frames": found.num_frames,
         "warnings": warnings,
         "weights": {"kind": KIND, "network": network.name, "fingerprint": network.fingerprint},
-        "hash": hashlib.sha256(" ".join(hashes.values()).encode()).hexdigest(),
+        "hash": joined_hash(hashes),
         "hashes": hashes,
         "made_by": media.made_alike,
         "samples": [{"file": name, "prompt": caption, "clip": float(score)} for name, caption, score in rows],

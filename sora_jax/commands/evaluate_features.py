@@ -11,7 +11,6 @@ hashes of all that the score depends on (docs/evaluation.md).
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from sora_jax.commands.shared import shown
+from sora_jax.commands.shared import check_least, joined_hash, shown
 from sora_jax.evaluation.feature_scores import inception_score, kernel_distance, manifolds
 from sora_jax.evaluation.features import FeatureNetwork, FeatureSet, cached_features, extract
 from sora_jax.evaluation.frechet import bootstrap, extrapolate, frechet_distance, gaussian
@@ -105,7 +104,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         {"generated": str(args.generated), "protocol": protocol.name}
         | score(protocol, real_set, generated_set, args.bootstrap, network.kind)
         | {"weights": {"kind": network.kind, "fingerprint": network.fingerprint}}
-        | {"hash": hashlib.sha256(" ".join(hashes.values()).encode()).hexdigest(), "hashes": hashes}
+        | {"hash": joined_hash(hashes), "hashes": hashes}
         | _describe(real, generated)
     )
 
@@ -115,10 +114,7 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     for name, what in (*of_published, ("real", "DIR"), ("generated", "DIR")):
         if getattr(args, name) is None:
             raise UserError(f"--metric {args.metric} needs --{name} {what} (docs/evaluation.md lists the protocols)")
-    for name, least in (("frames", 1), ("num_generated", 2), ("bootstrap", 0), ("batch", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}, but must be at least {least}")
+    check_least(args, frames=1, num_generated=2, bootstrap=0, batch=1)
     protocol = choose_protocol(args.protocol if args.metric in PUBLISHED else args.metric, args.metric)
     if args.frames is not None and args.metric == "fid":
         raise UserError("--frames is for --metric fvd: an image is one frame, and of a video the first is taken")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import Manifest
-from sora_jax.commands.shared import shown
+from sora_jax.commands.shared import check_least, shown
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.evaluation.dimensions import mean_of
 from sora_jax.evaluation.figures import comparison_sheet
@@ -53,8 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Means with their intervals over the clips, and the curves by frame."""
     if args.run is None:
         raise UserError("--metric prediction needs --run RUN, a trained generator's run")
-    if args.trials < 1:
-        raise UserError(f"--trials is {args.trials}, but must be at least 1")
+    check_least(args, trials=1)
     loaded = load_lpips(args.lpips_net, args.lpips) if args.lpips else None
     run = load_run(args.run, args.step, ema=not args.raw, latents=args.latents)
     cases, num_short = read_cases(run, args.real, args.split, args.num_real, args.max_frames, args.context)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from sora_jax.commands.shared import progress
+from sora_jax.commands.shared import check_least, progress
 from sora_jax.evaluation.protocols import PROTOCOLS
 from sora_jax.evaluation.run_samples import Draw, draw_samples
 from sora_jax.generation.api import Generator
@@ -31,8 +31,7 @@ def draw(args: argparse.Namespace, metrics: Sequence[str]) -> Path:
     """The folder of samples. Raises UserError where there are no prompts to sample from, and as the sampler does."""
     if args.real is None:
         raise UserError("--run samples for the prompts of real clips: name them with --real DIR")
-    if args.num_generated is not None and args.num_generated < 1:
-        raise UserError(f"--num_generated is {args.num_generated}, but must be at least 1")
+    check_least(args, num_generated=1)
     generator = Generator.from_run(args.run, args.step, ema=not args.raw, latents=args.latents)
     options = SampleOptions(seed=args.seed, steps=args.steps, guidance=args.guidance, solver=args.solver)
     taken = [protocol for protocol in PROTOCOLS.values() if protocol.name in (*metrics, *_named(args))]

@@ -1,10 +1,11 @@
 """What several verbs share: the number of processes, bars on stderr, and a result as a file."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from data_pipeline.errors import from_os_error
+from data_pipeline.errors import UserError, from_os_error
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,19 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
         path.write_text(json.dumps(plain(result), indent=1) + "\n")
     except OSError as error:
         raise from_os_error(error, f"writing {path}") from error
+
+
+def check_least(args: argparse.Namespace, **least: float) -> None:
+    """Raises UserError for an option that is given and below its least value."""
+    for name, value in least.items():
+        given = getattr(args, name)
+        if given is not None and given < value:
+            raise UserError(f"--{name} is {given}, but must be at least {value}")
+
+
+def joined_hash(hashes: Mapping[str, str]) -> str:
+    """One SHA-256 over several, in their order."""
+    return hashlib.sha256(" ".join(hashes.values()).encode()).hexdigest()
 
 
 def plain(value: object) -> object:

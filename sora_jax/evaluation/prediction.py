@@ -85,11 +85,11 @@ def read_cases(
     numbers, cases, short = clip_numbers(reader, split), [], 0
     for number in numbers[np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)]:
         record = reader.read(int(number))
-        frames, _ = decode_record(record)
+        frames, _ = decode_record(record, length)
         if len(frames) < length:
             short += 1
             continue
-        clip = to_legal(frames[:length], c, x * run.sampler.layout.patch_size[1])
+        clip = to_legal(frames, c, x * run.sampler.layout.patch_size[1])
         plan = modes.extend_forward(codec, run.sampler.layout, clip[:known], length - known, known)
         cases.append(
             Case(int(number), record.captions[0].text if record.captions else "", record.fps, clip, known, plan)
@@ -103,14 +103,15 @@ def measure_futures(
     cases: Sequence[Case], futures: Sequence[UInt8[np.ndarray, "_ _ _ 3"]], loaded: Lpips | None
 ) -> Curves:
     """Each clip's PSNR, SSIM and, with its weights, LPIPS at each new frame."""
-    rows: dict[str, list[list[float]]] = {name: [] for name in LABELS if name != "lpips" or loaded is not None}
-    for case, future in zip(cases, futures, strict=True):
-        pairs = [Reconstruction(a[None], b[None]) for a, b in zip(case.truth, future, strict=True)]
-        rows["psnr_db"].append([pair.psnr_db for pair in pairs])
-        rows["ssim"].append([pair.ssim for pair in pairs])
-        if loaded is not None:
-            rows["lpips"].append(lpips_of_pairs(loaded, pairs))
-    return {name: np.array(values) for name, values in rows.items()}
+    pairs = [
+        Reconstruction(a[None], b[None])
+        for case, future in zip(cases, futures, strict=True)
+        for a, b in zip(case.truth, future, strict=True)
+    ]
+    rows = {"psnr_db": [pair.psnr_db for pair in pairs], "ssim": [pair.ssim for pair in pairs]}
+    if loaded is not None:
+        rows["lpips"] = lpips_of_pairs(loaded, pairs)
+    return {name: np.array(values).reshape(len(cases), -1) for name, values in rows.items()}
 
 
 def held(case: Case) -> UInt8[np.ndarray, "T Y X 3"]:

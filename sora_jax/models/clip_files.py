@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.errors import UserError
 from sora_jax.models.clip import ClipConfig, ClipText, ClipVision, TowerConfig
-from sora_jax.models.feature_files import Tensors, fingerprint_of
+from sora_jax.models.feature_files import Tensors, fingerprint_of, read_described, write_described
 from sora_jax.models.layers import initialise
 from sora_jax.models.torch_files import read_tensors
 
@@ -193,27 +193,13 @@ def _json(path: Path) -> dict[str, Any]:
 def save_clip(weights: ClipWeights, out: Path) -> None:
     """One safetensors file, the tokenizer in its metadata. Raises UserError where it cannot be written."""
     about = {"format": FORMAT, "config": dataclasses.asdict(weights.config), "fingerprint": weights.fingerprint}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights.tensors, out, metadata={"sora_jax": json.dumps(about), TOKENIZER: weights.tokenizer})
-    except OSError as error:
-        raise from_os_error(error, f"writing {out}") from error
+    write_described(weights.tensors, {"sora_jax": json.dumps(about), TOKENIZER: weights.tokenizer}, out)
 
 
 def load_clip(path: Path) -> ClipWeights:
     """What `save_clip` wrote. Raises UserError for a missing or damaged file, or one of something else."""
     remedy = f"get {WHERE}, then run `sora-jax evaluate convert-weights --kind {KIND} --weights THAT --out {path}`"
-    if not path.is_file():
-        raise UserError(f"there is no file {path} with CLIP's weights: {remedy}")
-    try:
-        with safe_open(path, "numpy") as file:
-            held = file.metadata() or {}
-            about = json.loads(held.get("sora_jax", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if not isinstance(about, dict):
-            raise ValueError(f"its metadata is a {type(about).__name__}")
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is no safetensors file of ours ({error}): {remedy}") from error
+    tensors, about, held = read_described(path, "CLIP", remedy)
     if about.get("format") != FORMAT:
         raise UserError(
             f"{path} holds {about.get('network', 'nothing that convert-weights wrote')}, not CLIP: {remedy}"

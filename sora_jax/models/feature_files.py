@@ -196,11 +196,34 @@ def save_weights(weights: FeatureWeights, out: Path) -> None:
         "kind": weights.kind,
         "fingerprint": weights.fingerprint,
     }
+    write_described(weights.tensors, {"sora_jax": json.dumps(metadata)}, out)
+
+
+def write_described(tensors: Mapping[str, np.ndarray], metadata: dict[str, str], out: Path) -> None:
+    """Tensors and what is said of them as one file. Raises UserError where it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights.tensors, out, metadata={"sora_jax": json.dumps(metadata)})
+        save_file(dict(tensors), out, metadata=metadata)
     except OSError as error:
         raise from_os_error(error, f"writing {out}") from error
+
+
+def read_described(
+    path: Path, network: str, remedy: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, str]]:
+    """(tensors, what `sora_jax` says of them, all metadata). Raises UserError for a file that is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path} with {network}'s weights: {remedy}")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            described = json.loads(metadata.get("sora_jax", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if not isinstance(described, dict):
+            raise ValueError(f"its metadata is a {type(described).__name__}")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is no safetensors file of ours ({error}): {remedy}") from error
+    return tensors, described, metadata
 
 
 def load_weights(path: Path, network: str) -> FeatureWeights:
@@ -211,16 +234,7 @@ def load_weights(path: Path, network: str) -> FeatureWeights:
         f"--out {path if path.suffix == '.safetensors' else 'FILE.safetensors'}` (kinds of this network: "
         f"{', '.join(kinds)})"
     )
-    if not path.is_file():
-        raise UserError(f"there is no file {path} with {network}'s weights: {remedy}")
-    try:
-        with safe_open(path, "numpy") as file:
-            described = json.loads((file.metadata() or {}).get("sora_jax", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if not isinstance(described, dict):
-            raise ValueError(f"its metadata is a {type(described).__name__}")
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is no safetensors file of ours ({error}): {remedy}") from error
+    tensors, described, _ = read_described(path, network, remedy)
     if described.get("format") != FORMAT or described.get("network") != network:
         found = described.get("network", "nothing that convert-weights wrote")
         raise UserError(f"{path} holds {found}, but {network} is needed: {remedy}")

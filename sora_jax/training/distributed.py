@@ -22,15 +22,7 @@ from typing import Any
 import jax
 
 from data_pipeline.errors import EXIT_SYSTEM_ERROR, UserError
-from sora_jax.training.peers import (
-    CLIENT_HEARTBEAT_S,
-    CLIENT_HEARTBEAT_SILENCES,
-    EXIT_HOST_LOST,
-    LINGER_S,
-    SILENCE_S,
-    Peers,
-    client,
-)
+from sora_jax.training.peers import EXIT_HOST_LOST, LINGER_S, SILENCE_S, Peers, client, client_limit_s
 from sora_jax.training.rendezvous import Place, meet
 
 START_TIMEOUT_S = 120.0
@@ -149,7 +141,7 @@ def _start(place: Place | None, environment: Mapping[str, str], timeout_s: float
     jax.config.update("jax_enable_preemption_service", False)
     limits: dict[str, int] = {
         "initialization_timeout": max(1, round(timeout_s)),
-        "heartbeat_timeout_seconds": max(CLIENT_HEARTBEAT_S, round(CLIENT_HEARTBEAT_SILENCES * silence_s)),
+        "heartbeat_timeout_seconds": client_limit_s(silence_s),
     }
     if place is None:
         jax.distributed.initialize(**limits)

@@ -21,11 +21,18 @@ EXIT_HOST_LOST = 76
 """EX_PROTOCOL of sysexits.h: another process was lost or hung; run the same command again to go on."""
 PERIOD_S = 1.0
 SILENCE_S = 30.0
-CLIENT_HEARTBEAT_S, CLIENT_HEARTBEAT_SILENCES = 100, 4
-"""JAX's own limit, should Python itself hang; it ends the process by SIGABRT, without our words, so it comes late: no
-sooner than four times our own, since JAX sends its signs of life only every half of it."""
+CLIENT_HEARTBEAT_S = 100
 LINGER_S = 4.0
 ALIVE, FAILURE = "sora_alive", "sora_failure"
+
+
+def client_limit_s(silence_s: float) -> int:
+    """JAX's own limit, should Python itself hang.
+
+    It ends the process by SIGABRT, without our words, so it comes late: no sooner than four times our own, since JAX
+    sends its signs of life only every half of it.
+    """
+    return max(CLIENT_HEARTBEAT_S, round(4 * silence_s))
 
 
 def client() -> Any:
