@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-HEAVY  := meshes or tpu_compiler or cuda_compiler or ray or slurm or hosts or chromium or wandb or storm or torch or transformers or diffusers or tensorflow
+HEAVY  := meshes or tpu_compiler or cuda_compiler or ray or slurm or hosts or chromium or wandb or storm or torch or transformers or diffusers or tensorflow or buckets
 
 .PHONY: setup quickstart demo test test-all plans lint clean
 
@@ -32,8 +32,8 @@ test: setup
 test-all: setup
 	command -v chromium || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium)
 	command -v slurmctld && command -v munged || (apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[torch,transformers,diffusers,tensorflow,wandb,ray,tpu,cuda12-compiler]"
-	$(BIN)/python -m pytest -m "$(HEAVY)"; status=$$?; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[torch,transformers,diffusers,tensorflow,wandb,ray,s3,gs,tpu,cuda12-compiler]" "moto[server]>=5.0" "gcp-storage-emulator>=2024.8"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(HEAVY)"; status=$$?; \
 	  command -v nvidia-smi || $(BIN)/python -m pip uninstall --quiet --yes jax-cuda12-plugin jax-cuda12-pjrt; \
 	  exit $$status
 

@@ -40,7 +40,11 @@ MODEL = [
     "scipy>=1.13",
     "tensorboardX>=2.6.2",
 ]
-TEST = [
+SERVER = [
+    "aiolimiter>=1.1",
+    "openai>=1.50",
+]
+TEST = SERVER + [
     "hypothesis>=6.100",
     "jsonschema>=4.20",
     "kubernetes-validate>=1.29",
@@ -69,7 +73,7 @@ setup(
     package_data={
         "sora_jax.evaluation": ["templates/*.html"],
         "sora_jax.models": ["embedded.safetensors"],
-        "data_pipeline": ["templates/*.html"],
+        "data_pipeline": ["templates/*.html", "templates/*.txt"],
     },
     install_requires=DATA + MODEL,
     extras_require={
@@ -84,7 +88,10 @@ setup(
         "clip": ["tokenizers>=0.20"],
         "tensorflow": ["tensorflow-cpu>=2.16"],
         "ray": ["ray>=2.40"],
+        "server": SERVER,
         "wandb": ["wandb>=0.18"],
+        "s3": ["s3fs>=2024.6"],
+        "gs": ["gcsfs>=2024.6"],
     },
     entry_points={"console_scripts": ["sora-jax = sora_jax.commands.main:main"]},
     classifiers=[

@@ -9,7 +9,7 @@ The schedule follows what is published of open video autoencoders of this compre
 CogVideoX): single frames first, where a step costs least, then short clips together with frames, and last longer clips
 with the discriminator on. CLIPS is a folder of clip shards whose short side is 256 or more; WEIGHTS holds LPIPS's files
 (docs/autoencoder.md). The batch is the global one on any mesh: on fewer devices raise `train.microbatches`.
-None of it has been trained yet; the first stage was compiled for a v5e:2x4 slice: 2.6 GiB of temporaries a chip.
+None of it has been trained yet; two stages were compiled for a v5e:2x4 slice: 2.6 and 12.4 GiB of temporaries a chip.
 """
 
 from ml_collections import ConfigDict

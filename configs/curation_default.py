@@ -37,12 +37,13 @@ def get_config() -> ConfigDict:
         min_motion=0.004,  # SVD's purpose (slide shows); the unit and the limit are ours
         max_motion=3.0,
         max_shake=0.012,
+        max_text=0.008,  # OS2's and SVD's purpose; the measure and the limit are ours
         images=True,
     )
     config.scores = ConfigDict()  # such as dict(aesthetics=dict(function="my_models.laion:score", least=4.5))
     config.embedder = dict(function="", num_frames=8, accelerators=0.0)
     config.captioner = dict(function="", num_frames=8, accelerators=0.0)
-    config.duplicates = dict(max_bits=10, min_similarity=0.9)
+    config.duplicates = dict(max_bits=10, min_similarity=0.9, min_overlap=0.6, min_overlap_s=1.0)
     config.balance = dict(num_clusters=0, quota=3.0)
     config.output = dict(
         short_sides=(0, 256),

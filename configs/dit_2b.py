@@ -27,10 +27,11 @@ def get_config(target: str = "v5e:4x4") -> ConfigDict:
         reference_latent_rate=6.0,
         durations="drawn",
         image_fraction=0.1,
+        # After `sora-jax recaption`: caption_weights=dict(captioner=0.95, human=0.05), as DALL·E 3 found best
         caption_dropout=0.1,
         known=dict(first=0.08, prefix=0.06, suffix=0.04, ends=0.04, frames=0.04, region=0.06),
     )
-    config.model = dict(size="2B", text_encoder=dict(path="t5-v1_1-xxl"))
+    config.model = dict(size="2B", matmul="full", text_encoder=dict(path="t5-v1_1-xxl"))
     config.flow = dict(reference_tokens=1024)
     config.optim = dict(
         optimizer="adamw",

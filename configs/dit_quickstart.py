@@ -2,12 +2,15 @@
 
     sora-jax train --config configs/dit_quickstart.py --workdir runs/quickstart/dit \
         --config.data.path=runs/quickstart/latents
+
+Any caption of a clip is as good as another; `configs/dit_quickstart.py:SOURCE` trains on those of one source, such as
+"synthetic short" or, after `sora-jax recaption`, "captioner" (docs/captioning.md).
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config(source: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = dict(
         path="runs/quickstart/latents",
@@ -19,8 +22,16 @@ def get_config() -> ConfigDict:
         caption_dropout=0.1,
         known=dict(first=0.04, prefix=0.04, suffix=0.04, ends=0.03, frames=0.02, region=0.03),
     )
+    if source:
+        config.data.caption_weights = {source: 1.0}
     config.model = dict(
-        width=192, depth=6, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
+        width=192,
+        depth=6,
+        num_heads=4,
+        dtype="float32",
+        matmul="full",
+        remat="dots",
+        text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2),
     )
     config.flow = dict(reference_tokens=48)
     config.optim = dict(

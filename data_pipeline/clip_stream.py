@@ -35,6 +35,7 @@ class ClipStreamConfig:
     """`crops`: (frames, height, width) in pixels, drawn by `weights` (empty: equally often).
 
     `batch_size`: clips of a global step. `fps`: the rate that clips are resampled to, None for each clip's own.
+    `rates`: in place of `fps`, rates of which each clip draws one that is not above its own.
     `min_scale`: clips are shrunk by a random factor down to this, or until the crop just fits; never enlarged.
     `cache_bytes`: a data set that fits into this once decoded stays decoded in memory, in each process; of a larger
     one every clip is decoded each time, as far as it is needed.
@@ -47,6 +48,7 @@ class ClipStreamConfig:
     min_scale: float = 0.0
     seed: int = 0
     cache_bytes: int = 1 << 30
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.crops or any(len(crop) != 3 or min(crop) < 1 for crop in self.crops):
@@ -57,6 +59,8 @@ class ClipStreamConfig:
             raise UserError(f"batch_size is {self.batch_size}, but must be at least 1")
         if self.fps is not None and self.fps <= 0:
             raise UserError(f"fps is {self.fps}, but must be above 0, or None for each clip's own rate")
+        if self.rates and (self.fps is not None or min(self.rates) <= 0):
+            raise UserError(f"rates are {self.rates} with fps {self.fps}, but must be above 0, and fps None then")
         if not 0 <= self.min_scale <= 1:
             raise UserError(f"min_scale is {self.min_scale}, but must be between 0 and 1")
 
@@ -90,6 +94,7 @@ class ClipSource:
         self.reader = ShardReader(directory, kind="clip")
         self._key = key_from("clips", self.reader.manifest.fingerprint, cfg.seed, split)
         self._cycle = np.asarray(cfg.cycle())
+        self._fps = self._draw_rates()
         self._eligible = [self._records_for(crop) for crop in cfg.crops]
         self._lock = threading.Lock()
         self._decoded: dict[int, Video] = {}
@@ -151,15 +156,26 @@ class ClipSource:
             )
         return records[fits]
 
+    def _draw_rates(self) -> np.ndarray:
+        """[records]: the rate of each clip in the stream, 0 for its own; of several, drawn by its number."""
+        index = self.reader.index
+        drawn = np.full(len(index), self.cfg.fps or 0.0)
+        if self.cfg.rates:
+            rates = np.asarray(sorted(self.cfg.rates))
+            possible = (rates <= index.fps[:, None]).sum(axis=1)
+            count = np.maximum(possible, 1).astype(np.uint64)
+            place = hash_u64(key_from(self._key, "rate"), np.arange(len(index))) % count
+            drawn = np.where(possible > 0, rates[place.astype(np.int64)], 0.0)
+        return drawn
+
     def _num_frames(self, records: np.ndarray) -> np.ndarray:
         """Frames at the stream's rate. Stretching in time is allowed down to what the clip's own frames cover."""
-        index = self.reader.index
-        if self.cfg.fps is None:
-            return index.frames[records].astype(np.int64)
-        return np.maximum(1, np.round(index.frames[records] / index.fps[records] * self.cfg.fps)).astype(np.int64)
+        index, fps = self.reader.index, self._fps[records]
+        drawn = np.maximum(1, np.round(index.frames[records] / index.fps[records] * fps))
+        return np.where(fps > 0, drawn, index.frames[records]).astype(np.int64)
 
-    def _video(self, step: int, row: int, crop: int, earlier: int) -> tuple[Video, int, int]:
-        """(crop of the clip in its turn, its record number, how many before it did not decode)."""
+    def _video(self, step: int, row: int, crop: int, earlier: int) -> tuple[Any, int, int]:
+        """(what `_cut` makes of the clip in its turn, its record number, how many before it did not decode)."""
         eligible = self._eligible[crop]
         position = earlier * self.cfg.batch_size + row
         for failures in range(min(MAX_REPLACEMENTS, len(eligible))):
@@ -178,7 +194,7 @@ class ClipSource:
             f"record {number}: look at the warnings above and build the data set again"
         )
 
-    def _cut(self, number: int, crop: Crop, rng: np.random.Generator) -> Video:
+    def _cut(self, number: int, crop: Crop, rng: np.random.Generator) -> Any:
         """A random part of a clip: time, scale and place are drawn in this order."""
         available = int(self._num_frames(np.asarray([number]))[0])
         start = int(rng.integers(0, available - crop[0] + 1))
@@ -191,9 +207,10 @@ class ClipSource:
             if number in self._decoded:
                 return self._decoded[number][start : start + count]
             record = self.reader.read(number)
+        fps = float(self._fps[number]) or None
         if not self._keeps_decoded:
-            return self._exactly(decode_range(record, start, count, self.cfg.fps), count, number)
-        video = self._exactly(decode_range(record, 0, available, self.cfg.fps), available, number)
+            return self._exactly(decode_range(record, start, count, fps), count, number)
+        video = self._exactly(decode_range(record, 0, available, fps), available, number)
         self._decoded[number] = np.ascontiguousarray(video)
         return video[start : start + count]
 

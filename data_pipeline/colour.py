@@ -10,7 +10,7 @@ from functools import cache
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from jaxtyping import Float32, UInt8, UInt16
 
 REFERENCE_WHITE_NITS = 203.0
@@ -59,20 +59,29 @@ def describe(frame: av.VideoFrame) -> dict[str, str]:
     }
 
 
-def to_srgb(frame: av.VideoFrame, height: int, width: int) -> UInt8[np.ndarray, "Y X 3"]:
-    """The frame as 8-bit sRGB, scaled to `height` x `width` (for non-square pixels), before any rotation."""
+def to_srgb(frame: av.VideoFrame, height: int, width: int, reformatter: VideoReformatter) -> UInt8[np.ndarray, "Y X 3"]:
+    """The frame as 8-bit sRGB, scaled to `height` x `width` (for non-square pixels), before any rotation.
+
+    `reformatter` keeps its tables from frame to frame of one video.
+    """
     primaries = _PRIMARIES.get(int(frame.color_primaries), "")
     transfer = _TRANSFERS.get(int(frame.color_trc), "")
     if transfer in ("pq", "hlg") or primaries in _TO_BT709:
-        return _map_to_srgb(_reformat(frame, height, width, "rgb48le"), primaries, transfer)
+        return _map_to_srgb(_reformat(frame, height, width, "rgb48le", reformatter), primaries, transfer)
     if _has_alpha(frame):
-        rgba = _reformat(frame, height, width, "rgba").astype(np.uint16)
+        rgba = _reformat(frame, height, width, "rgba", reformatter).astype(np.uint16)
         return ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-    return _reformat(frame, height, width, "rgb24")
+    return _reformat(frame, height, width, "rgb24", reformatter)
 
 
 def _has_alpha(frame: av.VideoFrame) -> bool:
-    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+    return _format_has_alpha(frame.format.name)
+
+
+@cache
+def _format_has_alpha(name: str) -> bool:
+    pixels = av.VideoFormat(name)
+    return pixels.has_palette or any(component.is_alpha for component in pixels.components)
 
 
 def _matrix(frame: av.VideoFrame) -> str:
@@ -82,9 +91,12 @@ def _matrix(frame: av.VideoFrame) -> str:
     return "bt709" if frame.width >= 1280 or frame.height > 576 else "bt601"
 
 
-def _reformat(frame: av.VideoFrame, height: int, width: int, pixel_format: str) -> np.ndarray:
+def _reformat(
+    frame: av.VideoFrame, height: int, width: int, pixel_format: str, reformatter: VideoReformatter
+) -> np.ndarray:
     full = frame.color_range == ColorRange.JPEG or "yuvj" in frame.format.name
-    converted = frame.reformat(
+    converted = reformatter.reformat(
+        frame,
         width=width,
         height=height,
         format=pixel_format,

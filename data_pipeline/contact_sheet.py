@@ -1,6 +1,7 @@
 """Clips of a data set as one picture: a row of frames each, with its caption."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,12 @@ FONT_SIZE, CHARACTERS, LINES = 13, 46, 6
 def contact_sheet(reader: ShardReader, numbers: list[int]) -> Image.Image:
     """Records in rows. Latents show their first three channels as red, green and blue. A record that cannot be read is
     a row that says why."""
-    rows = [_row(reader, number) for number in numbers]
+    return draw_sheet([_read(reader, number) for number in numbers])
+
+
+def draw_sheet(clips: Sequence[tuple[UInt8[np.ndarray, "_ _ _ 3"], str]]) -> Image.Image:
+    """(frames, text) in rows."""
+    rows = [_row(frames, text) for frames, text in clips]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -37,12 +43,15 @@ def pick(reader: ShardReader, split: str, count: int) -> list[int]:
     return records[np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))].tolist()
 
 
-def _row(reader: ShardReader, number: int) -> Image.Image:
+def _read(reader: ShardReader, number: int) -> tuple[UInt8[np.ndarray, "_ _ _ 3"], str]:
     try:
         record = reader.read(number)
-        frames, text = _frames(record), _text(record)
+        return _frames(record), _text(record)
     except UserError as error:
-        frames, text = np.full((1, FRAME_HEIGHT, FRAME_HEIGHT, 3), 96, np.uint8), f"record {number}: {error}"
+        return np.full((1, FRAME_HEIGHT, FRAME_HEIGHT, 3), 96, np.uint8), f"record {number}: {error}"
+
+
+def _row(frames: UInt8[np.ndarray, "T Y X 3"], text: str) -> Image.Image:
     pictures = [
         _scaled(frames[i]) for i in np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
     ]

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from data_pipeline.errors import UserError
+from data_pipeline.permutation import key_from
 from data_pipeline.records import Caption, ClipRecord, LatentRecord, pack_record, unpack_record
 from data_pipeline.shards import Manifest, ShardReader, ShardWriter
 from data_pipeline.tokenizer import Tokenizer
@@ -47,11 +49,13 @@ class Encoding:
 @dataclass(frozen=True)
 class WindowConfig:
     """How clips become windows. `max_frames` is cut down to the next `1 + c n`; `short_side` 0 keeps the size (it is
-    never enlarged); `fps` 0 keeps the rate; sizes become multiples of `latent_multiple` latents."""
+    never enlarged); `fps` 0 keeps the rate, and of several rates each clip gets the one that its id draws; sizes become
+    multiples of `latent_multiple` latents.
+    """
 
     max_frames: int = 65
     short_side: int = 0
-    fps: float = 0.0
+    fps: float | tuple[float, ...] = 0.0
     latent_multiple: int = 1
     batch_size: int = 16
 
@@ -61,10 +65,18 @@ class WindowConfig:
             ("latent_multiple", 1),
             ("batch_size", 1),
             ("short_side", 0),
-            ("fps", 0),
         ):
             if not getattr(self, name) >= least:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        if isinstance(self.fps, tuple):  # in any order they are the same data
+            object.__setattr__(self, "fps", tuple(sorted(self.fps)))
+        if any(not 0 <= rate < math.inf for rate in self.rates) or (len(self.rates) > 1 and min(self.rates) == 0):
+            raise UserError(f"fps is {self.fps}, but must be 0 (each clip's own), or one or several rates above 0")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """What `fps` allows; clips that are slower keep their own."""
+        return self.fps if isinstance(self.fps, tuple) else (self.fps,)
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ def cut_windows(record: ClipRecord, cfg: WindowConfig, temporal: int, spatial: i
 
     Raises UserError when it does not decode (any further) or is smaller than one latent.
     """
-    fps = min(cfg.fps, record.fps) if cfg.fps else record.fps
+    fps = _rate(record, cfg.rates)
     num_frames = record_frames(record, fps)
     edges = list(_window_edges(num_frames, _legal(cfg.max_frames, temporal), temporal))
     left_over = num_frames - sum(stop - start for start, stop in edges)
@@ -94,6 +106,12 @@ def cut_windows(record: ClipRecord, cfg: WindowConfig, temporal: int, spatial: i
         window = np.stack(list(islice(scaled, stop - start)))
         frames_cut = left_over if stop == edges[-1][1] else 0
         yield Window(record, window, fps, record.start_s + start / fps, frames_cut)
+
+
+def _rate(record: ClipRecord, rates: tuple[float, ...]) -> float:
+    """One of the rates that the clip has, drawn by its id alone; its own where all are higher."""
+    possible = [rate for rate in rates if 0 < rate <= record.fps] or [record.fps]
+    return possible[key_from("fps", record.clip_id) % len(possible)]
 
 
 def _window_edges(num_frames: int, longest: int, temporal: int) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ values within a patch in (frame, row, column, channel) order, channel fastest.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Shaped
 
@@ -20,7 +21,10 @@ Row = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class RowLayout:
-    """The static shape of a row: L video tokens, S text tokens, G segments, and how a latent becomes tokens."""
+    """The static shape of a row: L video tokens, S text tokens, G segments, and how a latent becomes tokens.
+
+    `text_width` is E of the features that each text token brings from a frozen encoder; 0: it brings its id alone.
+    """
 
     row_tokens: int
     row_text: int
@@ -28,6 +32,7 @@ class RowLayout:
     patch_size: tuple[int, int, int]
     channels: int
     reference_latent_rate: float
+    text_width: int = 0
 
     @property
     def patch_values(self) -> int:
@@ -49,7 +54,8 @@ class SampleInput:
 
     `shape`: (F, H, W) of the latent. `latents`: normalised [F, H, W, C], or None for a canvas of zeros (sampling from
     noise). `known`: which tokens [F, rows, columns] are held clean, None for none. `text_ids` end with the
-    end-of-text id. Latent frame f lies at f * temporal_compression / fps seconds.
+    end-of-text id; `text_features` are those of each id, for a row that has them. Latent frame f lies at
+    f * temporal_compression / fps seconds.
     """
 
     shape: tuple[int, int, int]
@@ -58,6 +64,7 @@ class SampleInput:
     text_ids: Sequence[int]
     latents: Float[np.ndarray, "F H W C"] | None = None
     known: Bool[np.ndarray, "F rows columns"] | None = None
+    text_features: Shaped[np.ndarray, "n E"] | None = None
     sample_id: int = -1
 
 
@@ -109,6 +116,7 @@ def row_spec(layout: RowLayout) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Name -> (shape, dtype) of one row's arrays."""
     tokens, text, segments = layout.row_tokens, layout.row_text, layout.row_segments
     float32, int32 = np.dtype(np.float32), np.dtype(np.int32)
+    features = {"text_features": ((text, layout.text_width), np.dtype(ml_dtypes.bfloat16))} if layout.text_width else {}
     return {
         "tokens": ((tokens, layout.patch_values), float32),
         "segment_ids": ((tokens,), int32),
@@ -116,6 +124,7 @@ def row_spec(layout: RowLayout) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         "text_ids": ((text,), int32),
         "text_segment_ids": ((text,), int32),
         "text_positions": ((text,), int32),
+        **features,
         "noise_group_ids": ((tokens,), int32),
         "sample_ids": ((segments,), int32),
         "sample_tokens": ((segments,), int32),
@@ -130,11 +139,27 @@ def pack_row(samples: Sequence[SampleInput], layout: RowLayout) -> Row:
     _check_capacity(samples, layout)
     row = {name: np.zeros(shape, dtype) for name, (shape, dtype) in row_spec(layout).items()}
     row["sample_ids"][:] = -1
-    token, word = 0, 0
+    token = 0
     for segment, sample in enumerate(samples):
         video = slice(token, token := token + layout.num_tokens(sample.shape))
-        text = slice(word, word := word + len(sample.text_ids))
-        _place(row, sample, segment, video, text, layout)
+        _place(row, sample, segment, video, layout)
+    row |= pack_text([sample.text_ids for sample in samples], layout.row_text)
+    if layout.text_width and samples:
+        features = np.concatenate([sample.text_features for sample in samples])
+        row["text_features"][: len(features)] = features
+    return row
+
+
+def pack_text(captions: Sequence[Sequence[int]], length: int) -> Row:
+    """The text arrays of one row (`row_spec`) of `length` text tokens with these captions as segments 1, 2, … in
+    order; they must fit."""
+    row = {name: np.zeros(length, np.int32) for name in ("text_ids", "text_segment_ids", "text_positions")}
+    start = 0
+    for segment, ids in enumerate(captions, 1):
+        place = slice(start, start := start + len(ids))
+        row["text_ids"][place] = ids
+        row["text_segment_ids"][place] = segment
+        row["text_positions"][place] = np.arange(len(ids))
     return row
 
 
@@ -143,7 +168,7 @@ def stack_rows(rows: Sequence[Row]) -> Row:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _place(row: Row, sample: SampleInput, segment: int, video: slice, text: slice, layout: RowLayout) -> None:
+def _place(row: Row, sample: SampleInput, segment: int, video: slice, layout: RowLayout) -> None:
     if sample.latents is not None:
         row["tokens"][video] = patchify(sample.latents, layout.patch_size)
     row["segment_ids"][video] = segment + 1
@@ -151,9 +176,6 @@ def _place(row: Row, sample: SampleInput, segment: int, video: slice, text: slic
     row["noise_group_ids"][video] = GROUPS_PER_SEGMENT * segment
     if sample.known is not None:
         row["noise_group_ids"][video] += sample.known.reshape(-1)
-    row["text_ids"][text] = sample.text_ids
-    row["text_segment_ids"][text] = segment + 1
-    row["text_positions"][text] = np.arange(len(sample.text_ids))
     row["sample_ids"][segment] = sample.sample_id
     row["sample_tokens"][segment] = video.stop - video.start
 
@@ -177,6 +199,10 @@ def _check_sample(sample: SampleInput, number: int, layout: RowLayout) -> None:
         raise UserError(
             f"sample {number} has {grid} tokens and {len(sample.text_ids)} text tokens: all must be above 0"
         )
+    features = None if sample.text_features is None else sample.text_features.shape
+    wanted = (len(sample.text_ids), layout.text_width) if layout.text_width else None
+    if features != wanted:
+        raise UserError(f"sample {number} has text features of shape {features}, but the row holds {wanted} of it")
     if sample.known is not None and sample.known.shape != grid:
         raise UserError(f"sample {number} has a known mask of {sample.known.shape} for {grid} tokens: make them equal")
     expected = (*sample.shape, layout.channels)

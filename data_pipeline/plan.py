@@ -12,12 +12,13 @@ step packs two windows.
 
 import collections
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
+from data_pipeline.caption_draw import CaptionDraw, check_weights
 from data_pipeline.epoch_order import GOLDEN, EpochOrder
 from data_pipeline.errors import UserError
 from data_pipeline.permutation import key_from, shuffle, uniform
@@ -39,7 +40,8 @@ class PackingConfig:
     `durations`: "full" uses whole clips; "drawn" a prefix of uniformly many latent frames from `min_frames` to the
     whole clip, or one frame with probability `image_fraction`. Clips longer than a row are cut to it in both.
     `window_steps`: steps that are packed together, 0 = as many as balance needs, but at most an epoch.
-    `max_caption_tokens`: longer captions are truncated, 0 = `row_text`.
+    `max_caption_tokens`: longer captions are truncated, 0 = `row_text`. `caption_weights`: how often a caption of each
+    source is drawn (`caption_draw.py`), empty = any caption of a clip as often as the others.
     """
 
     row_tokens: int
@@ -52,6 +54,7 @@ class PackingConfig:
     image_fraction: float = 0.0
     window_steps: int = 0
     max_caption_tokens: int = 0
+    caption_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("row_tokens", "row_text", "row_segments", "batch_rows", "min_frames"):
@@ -66,6 +69,7 @@ class PackingConfig:
             raise UserError(f"durations is {self.durations!r}; choose one of {', '.join(DURATIONS)}")
         if not 0 <= self.image_fraction <= 1:
             raise UserError(f"image_fraction is {self.image_fraction}, but must be between 0 and 1")
+        check_weights(self.caption_weights)
 
     @property
     def capacity(self) -> Capacity:
@@ -149,6 +153,8 @@ class Plan:
         self._key = key_from("plan", fingerprint, seed, split)
         self._clips = _plannable_clips(index, cfg, split)
         self._order = EpochOrder(len(self._clips.record), key_from(self._key, "order"))
+        self._captions = CaptionDraw(index, cfg.caption_weights, self._key)
+        self._unfit: dict[tuple[int, int, int], tuple[float, float]] = {}  # a large window takes seconds to fit
         self._windows: collections.OrderedDict[int, tuple[Window, _Samples]] = collections.OrderedDict()
         clips_per_row = self._clips_per_row()
         self.window_steps = cfg.window_steps or _automatic_window_steps(
@@ -195,6 +201,7 @@ class Plan:
         return {
             **self._clips.counts,
             "truncated_captions": _num_truncated(self._index, cfg),
+            "without_weighted_caption": int(self._captions.lacks_names(self._clips.record).sum()),
             "steps_per_epoch": self.steps_per_epoch,
             "clips_per_window": self.clips_per_window,
             "rows_per_window": self.rows_per_window,
@@ -216,11 +223,7 @@ class Plan:
         if self.cfg.durations == "drawn":
             frames = self._draw_frames(frames, clip, start)
         record = self._clips.record[clip]
-        first, last = self._index.caption_offsets[record], self._index.caption_offsets[record + 1]
-        caption = np.floor(uniform(key_from(self._key, "caption"), epoch, record) * (last - first)).astype(np.int64)
-        caption[first == last] = -1
-        text = np.ones(len(clip), np.int64)
-        text[caption >= 0] = self._index.caption_tokens[(first + caption)[caption >= 0]]
+        caption, text = self._captions.draw(epoch, record)
         return _Samples(clip, frames, caption, np.minimum(text, self.cfg.caption_limit))
 
     def _draw_frames(self, frames: np.ndarray, clip: np.ndarray, start: int) -> np.ndarray:
@@ -266,6 +269,12 @@ class Plan:
 
     def _share_unfit(self, number: int, clips: int, num_rows: int) -> tuple[float, float]:
         """Shares of a window's clips, and of what binds in its rows, that do not fit or are cut to fit."""
+        asked = number, clips, num_rows
+        if asked not in self._unfit:
+            self._unfit[asked] = self._find_unfit(*asked)
+        return self._unfit[asked]
+
+    def _find_unfit(self, number: int, clips: int, num_rows: int) -> tuple[float, float]:
         samples = self._draw(number * clips, (number + 1) * clips)
         fit = self._fit(samples, clips, num_rows)
         demand = self._demand(samples)
@@ -370,7 +379,8 @@ def _plannable_clips(index: Index, cfg: PackingConfig, split: str) -> _Clips:
         "cut_to_row": int(((cut < frames) & fits).sum()),
     }
     kept = np.flatnonzero(fits)
-    kept = kept[np.argsort((cut * frame_tokens)[kept], kind="stable")]
+    length = (cut * frame_tokens)[kept]
+    kept = kept[np.argsort(length.astype(np.min_scalar_type(length.max())), kind="stable")]  # 16 bits sort by radix
     return _Clips(record[kept].astype(np.int64), cut[kept], frame_tokens[kept], counts)
 
 

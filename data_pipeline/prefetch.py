@@ -5,15 +5,24 @@ number of workers, and a resume is another `start_step`.
 """
 
 import gc
-from collections.abc import Iterator
+import logging
+import re
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from absl import flags
 
+from data_pipeline.errors import UserError
+
 STEPS_AHEAD = 2
 READER_THREADS = 2
+MAX_RESTARTS = 3
+ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -26,11 +35,17 @@ class StepSource(Protocol):
 
 
 class Stream:
-    """An iterator over batches that owns worker processes: use it as a context manager, or call `close`."""
+    """An iterator over batches that owns worker processes: use it as a context manager, or call `close`.
 
-    def __init__(self, dataset: grain.IterDataset, copies: bool):
-        self._iterator: Any = iter(dataset)
-        self._copies = copies
+    Workers that are killed (most often by a host that runs out of memory) are started again at the very step that is
+    due, with the same result, since a step does not depend on the ones before. Workers that die more than MAX_RESTARTS
+    times at one step are a UserError; those that are asked to end, together with the run, are not started again.
+    """
+
+    def __init__(self, dataset_from: Callable[[int], grain.IterDataset], start_step: int, copies: bool):
+        self._dataset_from, self._step, self._copies = dataset_from, start_step, copies
+        self._iterator: Any = iter(dataset_from(start_step))
+        self._restarts = 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -38,13 +53,40 @@ class Stream:
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise StopIteration
-        batch = next(self._iterator)
+        batch = self._next()
+        self._step, self._restarts = self._step + 1, 0
         # Workers send shared memory that must be given back before the interpreter ends: whoever keeps a batch would
         # keep it, so the arrays are copied out here.
         return {name: np.array(array) for name, array in batch.items()} if self._copies else batch
 
+    def _next(self) -> Batch:
+        while True:
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                exit_code = exit_code_of_worker(error)
+                if exit_code is None or -exit_code in ASKED_TO_END:
+                    raise
+                self._restart(exit_code)
+
+    def _restart(self, exit_code: int) -> None:
+        if self._restarts == MAX_RESTARTS:
+            raise UserError(
+                f"the loader's worker died {1 + MAX_RESTARTS} times at step {self._step} (exit code {exit_code}; -9 "
+                "is what a host does that runs out of memory): lower config.train.num_workers, or give it more memory"
+            )
+        self._restarts += 1
+        logger.warning(
+            "a worker of the loader died (exit code %d): the workers start again at step %d", exit_code, self._step
+        )
+        self._end()
+        self._iterator = iter(self._dataset_from(self._step))
+
     def close(self) -> None:
         """Stops the workers; a closed stream is exhausted."""
+        self._end()
+
+    def _end(self) -> None:
         iterator, self._iterator = self._iterator, None
         if hasattr(iterator, "close"):
             iterator.close()
@@ -59,18 +101,35 @@ class Stream:
         self.close()
 
 
+def first_batches(source: StepSource | None, count: int) -> Iterator[Batch]:
+    """The first `count` steps of a source; none without one."""
+    return (source[step] for step in range(count)) if source is not None else iter(())
+
+
 def make_stream(source: StepSource, start_step: int, num_steps: int, num_workers: int = 0) -> Stream:
     """The batches of steps `[start_step, start_step + num_steps)` in order.
 
     `num_workers` 0 reads ahead in threads of this process; otherwise each worker process computes every
     `num_workers`-th step. Workers are spawned, so a script needs its `__main__` guard. What a worker raises is raised
-    here.
+    here; one that dies is started again.
     """
     if not flags.FLAGS.is_parsed():  # Grain reads absl flags; without absl.app nobody parsed them
         flags.FLAGS.mark_as_parsed()
-    steps = grain.MapDataset.range(start_step, start_step + num_steps).map(source.__getitem__)
-    dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=READER_THREADS, prefetch_buffer_size=STEPS_AHEAD))
-    if num_workers > 0:
-        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=STEPS_AHEAD)
-        dataset = dataset.mp_prefetch(options)
-    return Stream(dataset, copies=num_workers > 0)
+    end = start_step + num_steps
+
+    def dataset_from(step: int) -> grain.IterDataset:
+        options = grain.ReadOptions(num_threads=READER_THREADS, prefetch_buffer_size=STEPS_AHEAD)
+        dataset = grain.MapDataset.range(step, end).map(source.__getitem__).to_iter_dataset(options)
+        if num_workers == 0:
+            return dataset
+        return dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=STEPS_AHEAD)
+        )
+
+    return Stream(dataset_from, start_step, copies=num_workers > 0)
+
+
+def exit_code_of_worker(error: RuntimeError) -> int | None:
+    """The exit code of the worker of whose death Grain tells, which it does in words only; None for another error."""
+    told = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
+    return None if told is None else int(told[1])

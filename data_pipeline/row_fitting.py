@@ -63,21 +63,29 @@ def fit_rows(
     for rank, i in enumerate(order):
         if rank == num_first:
             _fill_empty(row, frames * frame_tokens, text, free)
-        takes = (free_tokens >= tokens[i]) & (free_text >= text[i]) & (free_segments > 0)
-        if rank < num_spread:
-            chosen = int(np.where(takes, free_scarce, -1).argmax())
-        else:
-            chosen = int(np.where(takes, -free_scarce, FULL).argmax())
-        if not takes[chosen] and may_cut:
+        needs = int(tokens[i]), int(text[i])
+        chosen = int(free_scarce.argmax()) if rank < num_spread else -1  # most often the emptiest row takes it
+        if chosen < 0 or not _takes(free[:, chosen], needs):
+            takes = (free_tokens >= tokens[i]) & (free_text >= text[i]) & (free_segments > 0)
+            if rank < num_spread:
+                chosen = int(np.where(takes, free_scarce, -1).argmax())
+            else:
+                chosen = int(np.where(takes, -free_scarce, FULL).argmax())
+        is_placed = _takes(free[:, chosen], needs)
+        if not is_placed and may_cut:
             chosen = int(np.where((free_text >= text[i]) & (free_segments > 0), free_tokens, -1).argmax())
             frames[i] = min(frames[i], free_tokens[chosen] // frame_tokens[i])
-            takes[chosen] = frames[i] > 0 and free_text[chosen] >= text[i] and free_segments[chosen] > 0
-        if takes[chosen]:
+            is_placed = frames[i] > 0 and free_text[chosen] >= text[i] and free_segments[chosen] > 0
+        if is_placed:
             row[i] = chosen
             free[:, chosen] -= (frames[i] * frame_tokens[i], text[i], 1)
     if num_first == len(order):
         _fill_empty(row, frames * frame_tokens, text, free)
     return Fit(row, frames)
+
+
+def _takes(free: Int64[np.ndarray, " 3"], needs: tuple[int, int]) -> bool:
+    return bool(free[0] >= needs[0] and free[1] >= needs[1] and free[2] > 0)
 
 
 def _fill_empty(row: np.ndarray, tokens: np.ndarray, text: np.ndarray, free: Int64[np.ndarray, "3 rows"]) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
@@ -31,9 +32,9 @@ from data_pipeline.tokenizer import Tokenizer
 
 KINDS = ("clip", "latent")
 # Videos are compressed already and bf16 latents hardly compress; uncompressed entries read back fastest.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
+WRITER_OPTIONS = "group_size:1,uncompressed"
 # Records are read at random, so reading ahead only wastes bandwidth.
-_READER_OPTIONS = "readahead_buffer_size:0"
+READER_OPTIONS = "readahead_buffer_size:0"
 MAX_OPEN_SHARDS = 64  # an open file and its index each; the least recently read is closed first
 _LATENT_METADATA = ("autoencoder_fingerprint", "data_fingerprint", "latent_mean", "latent_std", "channels")
 
@@ -85,7 +86,8 @@ class Manifest:
 class Index:
     """One row a record, in (split, shard, position) order; a *record number* is a row of it.
 
-    Caption `c` of record `i` has `caption_tokens[caption_offsets[i] + c]` tokens, the end-of-text id included.
+    Caption `c` of record `i` has `caption_tokens[caption_offsets[i] + c]` tokens, the end-of-text id included. It is
+    by `caption_sources[caption_source[caption_offsets[i] + c]]`; the index of an older data set has None.
     """
 
     split: UInt8[np.ndarray, " n"]
@@ -97,6 +99,8 @@ class Index:
     fps: Float32[np.ndarray, " n"]
     caption_offsets: Int64[np.ndarray, " n+1"]
     caption_tokens: Int32[np.ndarray, " c"]
+    caption_source: Int32[np.ndarray, " c"] | None = None
+    caption_sources: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.split)
@@ -111,11 +115,14 @@ class Index:
     def load(path: Path | str) -> "Index":
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return Index(**{f.name: arrays[f.name] for f in dataclasses.fields(Index)})
+                names = [f.name for f in dataclasses.fields(Index) if f.name in arrays or f.name not in _LATER_COLUMNS]
+                columns = {name: arrays[name] for name in names}
+            return Index(**{**columns, "caption_sources": tuple(map(str, columns.get("caption_sources", ())))})
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is missing or damaged ({error}): rebuild the data set") from error
 
 
+_LATER_COLUMNS = ("caption_source", "caption_sources")  # index.npz of older data sets has none of them
 _DTYPES = {"split": np.uint8, "fps": np.float32, "caption_offsets": np.int64}  # every other column is int32
 
 
@@ -127,6 +134,7 @@ class _SplitState:
     counts: list[int] = dataclasses.field(default_factory=list)
     rows: list[tuple[int, int, int, int, int, float]] = dataclasses.field(default_factory=list)
     caption_tokens: list[list[int]] = dataclasses.field(default_factory=list)
+    caption_source: list[str] = dataclasses.field(default_factory=list)
 
 
 class ShardWriter:
@@ -154,7 +162,7 @@ class ShardWriter:
         self._durations_s: list[float] = []
         self._splits = {split: _SplitState() for split in SPLITS}
         self._writing = self.directory / ".writing"
-        with _disk(f"preparing {directory}"):
+        with on_disk(f"preparing {directory}"):
             shutil.rmtree(self._writing, ignore_errors=True)
             self._writing.mkdir(parents=True)
 
@@ -164,12 +172,13 @@ class ShardWriter:
             raise UserError(f"a {record.kind} record does not belong into a {self.kind} data set")
         packed = pack_record(record)
         state = self._splits[record.split]
-        with _disk(f"writing shards into {self.directory}"):
+        with on_disk(f"writing shards into {self.directory}"):
             if not state.counts or state.counts[-1] == self.records_per_shard:
                 self._open_next(record.split)
             state.writer.write(packed)
         state.rows.append((len(state.counts) - 1, state.counts[-1], *_shape_of(record), record.fps))
         state.caption_tokens.append([caption.num_tokens for caption in record.captions])
+        state.caption_source += [sys.intern(caption.source) for caption in record.captions]
         state.counts[-1] += 1
         self._durations_s.append(record.duration_s)
 
@@ -183,10 +192,10 @@ class ShardWriter:
         missing = [key for key in _LATENT_METADATA if key not in metadata] if self.kind == "latent" else []
         if missing:
             raise UserError(f"a latent data set needs metadata {', '.join(missing)}: pass them to ShardWriter")
-        with _disk(f"writing shards into {self.directory}"):
+        with on_disk(f"writing shards into {self.directory}"):
             shards = [shard for split in SPLITS for shard in self._close(split)]
             index = self._index()
-            np.savez(self._writing / "index.npz", **dataclasses.asdict(index))
+            np.savez(self._writing / "index.npz", **vars(index))
             if self._tokenizer is not None:
                 self._tokenizer.save(self._writing / "tokenizer.model")
             manifest = self._manifest(index, shards, metadata)
@@ -197,7 +206,7 @@ class ShardWriter:
         state = self._splits[split]
         if state.writer is not None:
             state.writer.close()
-        state.writer = ArrayRecordWriter(str(self._writing / f"{split}-{len(state.counts):05d}"), _WRITER_OPTIONS)
+        state.writer = ArrayRecordWriter(str(self._writing / f"{split}-{len(state.counts):05d}"), WRITER_OPTIONS)
         state.counts.append(0)
 
     def _close(self, split: str) -> Iterator[Shard]:
@@ -207,7 +216,7 @@ class ShardWriter:
         for number, num_records in enumerate(state.counts):
             name = f"{split}-{number:05d}-of-{len(state.counts):05d}.array_record"
             path = (self._writing / f"{split}-{number:05d}").rename(self._writing / name)
-            if ArrayRecordReader(str(path), _READER_OPTIONS).num_records() != num_records:
+            if ArrayRecordReader(str(path), READER_OPTIONS).num_records() != num_records:
                 raise RuntimeError(f"{name} does not hold its {num_records} records")
             yield Shard(name, split, num_records, path.stat().st_size, sha256_of(path))
 
@@ -220,7 +229,12 @@ class ShardWriter:
         )
         columns["caption_offsets"] = np.cumsum([0, *map(len, lengths)])
         columns["caption_tokens"] = [count for tokens in lengths for count in tokens]
-        return Index(**{name: np.asarray(column, _DTYPES.get(name, np.int32)) for name, column in columns.items()})
+        by = [source for split in SPLITS for source in self._splits[split].caption_source]
+        sources = tuple(sorted(set(by)))
+        number = {source: i for i, source in enumerate(sources)}
+        columns["caption_source"] = [number[source] for source in by]
+        arrays = {name: np.asarray(column, _DTYPES.get(name, np.int32)) for name, column in columns.items()}
+        return Index(**arrays, caption_sources=sources)
 
     def _manifest(self, index: Index, shards: list[Shard], metadata: dict[str, Any]) -> Manifest:
         shapes = Counter(f"{f}x{h}x{w}" for f, h, w in zip(index.frames, index.height, index.width, strict=True))
@@ -246,9 +260,9 @@ class ShardWriter:
             stale.unlink()
         files = sorted(path for path in self._writing.iterdir() if path.name != "manifest.json")
         for path in [*files, self._writing / "manifest.json"]:
-            _sync(path)
+            sync(path)
             os.replace(path, self.directory / path.name)
-        _sync(self.directory)
+        sync(self.directory)
         self._writing.rmdir()
 
 
@@ -306,7 +320,7 @@ class ShardReader:
         if (split, number) not in self._readers:
             path = self.directory / self._shards[split][number].file
             try:
-                self._readers[split, number] = ArrayRecordReader(str(path), _READER_OPTIONS)
+                self._readers[split, number] = ArrayRecordReader(str(path), READER_OPTIONS)
             except (RuntimeError, OSError, ValueError) as error:
                 raise UserError(f"{path} cannot be opened ({error}): copy or rebuild it") from error
         self._readers.move_to_end((split, number))
@@ -329,7 +343,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -338,7 +352,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _disk(action: str) -> Iterator[None]:
+def on_disk(action: str) -> Iterator[None]:
     """ArrayRecord reports a failed write as RuntimeError, Python as OSError: both are the user's disk."""
     try:
         yield

@@ -78,6 +78,11 @@ class Tokenizer:
         """Length that the packing plan counts: the ids of `text` and the end of text."""
         return len(self.encode(text)) + 1
 
+    def caption_ids(self, text: str, limit: int = 0) -> list[int]:
+        """What a row holds of a caption: its ids and the end of text, cut to `limit` ids in all (0: never)."""
+        ids = self.encode(text)
+        return [*(ids[: limit - 1] if limit else ids), self.eos_id]
+
     def num_unlearned(self, ids: Iterable[int]) -> int:
         """How many of `ids` are single bytes, or no piece at all: what the vocabulary has no piece for."""
         return sum(self._processor.IsByte(i) or self._processor.IsUnknown(i) for i in ids)

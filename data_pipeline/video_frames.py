@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from data_pipeline import colour
@@ -69,6 +70,7 @@ def iterate_frames(source: Source) -> Iterator[Frame]:
     with _open_video(source) as (container, stream):
         step = _declared_step(stream)
         start, previous, complete, shown = None, -step, False, 0
+        reformatter = VideoReformatter()
         # A stream that does not start with a key frame predicts from nothing up to its first intra picture: a grey
         # haze that decoders do not report.
         for frame, started_at_key in _decoded(container, stream):
@@ -79,7 +81,7 @@ def iterate_frames(source: Source) -> Iterator[Frame]:
             previous = time if time > previous else previous + step
             complete = complete or started_at_key or frame.key_frame or frame.pict_type == PictureType.I
             shown += 1
-            yield _frame(frame, stream, previous, frame.is_corrupt or not complete)
+            yield _frame(frame, stream, previous, frame.is_corrupt or not complete, reformatter)
         if not shown:
             raise UserError(f"{source_name(source)} shows no frame: its video stream is empty or damaged")
 
@@ -139,7 +141,9 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> 
         yield from ((frame, started_at_key) for frame in frames)
 
 
-def _frame(frame: av.VideoFrame, stream: av.VideoStream, time_s: float, corrupt: bool) -> Frame:
+def _frame(
+    frame: av.VideoFrame, stream: av.VideoStream, time_s: float, corrupt: bool, reformatter: VideoReformatter
+) -> Frame:
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     aspect = aspect if Fraction(1, 8) <= aspect <= 8 else Fraction(1)
     height, width = round(frame.height / min(aspect, 1)), round(frame.width * max(aspect, 1))
@@ -147,25 +151,32 @@ def _frame(frame: av.VideoFrame, stream: av.VideoStream, time_s: float, corrupt:
     size = (width, height) if turn[0] else (height, width)
     stretched = f"pixels of {aspect.numerator}:{aspect.denominator} made square" if aspect != 1 else ""
     geometry = ", ".join(filter(None, ["turned upright" if any(turn) else "", stretched]))
-    pixels = partial(_pixels, frame, height, width, turn)
-    return Frame(time_s, corrupt, colour.describe(frame), size, geometry, pixels, partial(_scaled, frame, turn))
+    pixels = partial(_pixels, frame, reformatter, turn, height, width)
+    scaled = partial(_scaled, frame, reformatter, turn)
+    return Frame(time_s, corrupt, colour.describe(frame), size, geometry, pixels, scaled)
+
+
+Turn = tuple[bool, bool, bool]
+"""transpose, flip x, flip y"""
 
 
 def _scaled(
-    frame: av.VideoFrame, turn: tuple[bool, bool, bool], height: int, width: int
+    frame: av.VideoFrame, reformatter: VideoReformatter, turn: Turn, height: int, width: int
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    return _pixels(frame, *((width, height) if turn[0] else (height, width)), turn)
+    return _pixels(frame, reformatter, turn, *((width, height) if turn[0] else (height, width)))
 
 
-def _pixels(frame: av.VideoFrame, height: int, width: int, turn: tuple[bool, bool, bool]) -> UInt8[np.ndarray, "Y X 3"]:
+def _pixels(
+    frame: av.VideoFrame, reformatter: VideoReformatter, turn: Turn, height: int, width: int
+) -> UInt8[np.ndarray, "Y X 3"]:
     with readable("a frame"):
-        pixels = colour.to_srgb(frame, height, width)
+        pixels = colour.to_srgb(frame, height, width, reformatter)
     transpose, flip_x, flip_y = turn
     pixels = pixels.transpose(1, 0, 2) if transpose else pixels
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
-def _display_transform(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+def _display_transform(frame: av.VideoFrame) -> Turn:
     """(transpose, flip x, flip y) nearest to the display matrix: x' = a x + c y, y' = b x + d y."""
     for side_data in frame.side_data:
         if side_data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sora_jax.generation.api import Generator, Sample
+    from sora_jax.generation.expansion import Expander
     from sora_jax.generation.options import SampleOptions
 
-__all__ = ["Generator", "Sample", "SampleOptions"]
+__all__ = ["Expander", "Generator", "Sample", "SampleOptions"]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Expander": "sora_jax.generation.expansion",
     "Generator": "sora_jax.generation.api",
     "Sample": "sora_jax.generation.api",
     "SampleOptions": "sora_jax.generation.options",

@@ -130,17 +130,26 @@ def build_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**built)
 
 
+def build_data(cls: type[T], config: Mapping[str, Any]) -> T:
+    """`config.data` without its path as `cls`; the global batch and the seed are the run's own."""
+    data = {name: value for name, value in dict(config["data"]).items() if name != "path"}
+    shared = {"batch_size": config["train"]["batch_rows"], "seed": config["train"].get("seed", 0)}
+    return build_config(cls, {**shared, **data}, "config.data")
+
+
 def _is_required(f: dataclasses.Field) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(hint) and not isinstance(value, hint):  # type: ignore[arg-type]
+        names = ", ".join(f.name for f in dataclasses.fields(hint))
+        _expect(isinstance(value, Mapping), f"a mapping with {names}", value, where)
         return build_config(hint, value, where)  # type: ignore[arg-type]
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
+        if value is None or any(dataclasses.is_dataclass(a) and isinstance(value, a) for a in typing.get_args(hint)):
+            return value
         return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
     if origin is tuple:
         return _convert_tuple(typing.get_args(hint), value, where)

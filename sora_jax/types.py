@@ -61,7 +61,16 @@ class Task:
     activations: Callable[[Params, Frozen, Batch, jax.Array], dict[str, jax.Array]] | None = None
     """(params, frozen, batch, key) -> name -> root mean square of activations, one number or one a layer"""
     preview: Callable[[Params, Frozen, Path, int], list[Path]] | None = None
+    preview_frozen: Frozen = ()
+    """What a preview reads beside `frozen`: on the devices only while it runs."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+class DataStage(NamedTuple):
+    """From which step on a run's data are others, and how many rows its global batch has then."""
+
+    start: int
+    batch_rows: int
 
 
 class Prepared(NamedTuple):
@@ -71,5 +80,8 @@ class Prepared(NamedTuple):
     train: TrainConfig
     make_batches: Callable[[int, int], Iterator[Mapping[str, np.ndarray]]]
     """(start step, number of steps) -> batches of this host's rows."""
-    eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+    eval_batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]]
+    """(steps taken so far) -> held-out batches of this host's rows."""
     config: dict[str, Any]
+    stages: tuple[DataStage, ...] = ()
+    """Empty where the data is the same throughout."""

@@ -17,13 +17,15 @@ from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.models.discriminator import GanConfig
 from sora_jax.models.dit import SIZES, Dit
 from sora_jax.models.layers import initialise
-from sora_jax.objectives import autoencoder, diffusion
+from sora_jax.objectives import autoencoder, captioner, diffusion, expander
 from sora_jax.objectives.autoencoder import AutoencoderLossConfig
+from sora_jax.objectives.captioner import CaptionerLossConfig
+from sora_jax.objectives.data_stages import stream_config
 from sora_jax.parallel import make_mesh, state_shardings
 from sora_jax.training.step import abstract_state, init_state, make_train_step
 from sora_jax.types import ParamGroup, Task
 
-TRAINED = ("autoencoder_*.py", "dit_*.py")
+TRAINED = ("autoencoder_*.py", "captioner_*.py", "dit_*.py", "expander_*.py")
 CONFIGS = sorted(path for what in TRAINED for path in Path(__file__).resolve().parents[1].glob(f"configs/{what}"))
 
 
@@ -32,6 +34,11 @@ def small(config: dict) -> dict:
     if config["train"]["task"] == "autoencoder":
         stages = [{**stage, "width": 8, "num_blocks": 1} for stage in config["model"]["stages"]]
         return {**config, "model": {**config["model"], "stages": stages}}
+    if config["train"]["task"] == "expander":
+        return {**config, "model": {**config["model"], "width": 16, "depth": 1, "num_heads": 2}}
+    if config["train"]["task"] == "captioner":
+        text = dict(text_width=16, text_depth=2, cross_depth=1, text_heads=2, num_memory=4, vector_width=8)
+        return {**config, "model": {**config["model"], "width": 24, "depth": 1, "num_heads": 2, **text}}
     model = {name: value for name, value in config["model"].items() if name != "text_encoder"}  # it has its own tests
     text = {"depth": 1, **model.get("text", {}), "width": 16, "num_heads": 2}
     data = {**config["data"], "row_tokens": min(config["data"]["row_tokens"], 512), "row_text": 64}
@@ -55,7 +62,7 @@ def autoencoder_task(config: dict, optim: OptimConfig) -> tuple[Task, dict[str, 
 
 
 def diffusion_task(config: dict, optim: OptimConfig) -> tuple[Task, dict[str, np.ndarray]]:
-    stream = diffusion.stream_config(config)
+    stream = stream_config(config)
     layout = stream.layout(16)
     model = diffusion.model_config(config["model"], layout.patch_values, 300)
     cfg = DiffusionConfig(model, build_config(FlowConfig, config["flow"], "config.flow"))
@@ -71,7 +78,36 @@ def diffusion_task(config: dict, optim: OptimConfig) -> tuple[Task, dict[str, np
     return task, stack_rows([pack_row([sample, sample], layout)] * 2)
 
 
-TASKS = {"autoencoder": autoencoder_task, "diffusion": diffusion_task}
+def expander_task(config: dict, optim: OptimConfig) -> tuple[Task, dict[str, np.ndarray]]:
+    row = expander.pair_config(config).row_tokens
+    ids = np.arange(2 * row, dtype=np.int32).reshape(2, row) % 300
+    mask = np.ones((2, row), np.float32)
+    batch = {"ids": ids, "targets": ids[:, ::-1].copy(), "segment_ids": np.ones_like(ids), "loss_mask": mask}
+    return expander.make_task(expander.expander_config(config, 300), optim), batch
+
+
+def captioner_task(config: dict, optim: OptimConfig) -> tuple[Task, dict[str, np.ndarray]]:
+    stream = captioner.stream_config(config)
+    model = captioner.model_config(config["model"], 300)
+    model.grid(*stream.canvas)
+    loss = build_config(CaptionerLossConfig, config["loss"], "config.loss")
+    batch = {
+        "video": np.zeros((2, 2 * model.patch[0], 2 * model.patch[1], model.patch[2], 3), np.uint8),
+        "extents": np.asarray([(1, 9, 8), (3, 8, 8)], np.int32),
+        "text_ids": np.ones((2, 8), np.int32),
+        "text_lengths": np.asarray([8, 3], np.int32),
+        "is_truncated": np.zeros(2, bool),
+        "is_unweighted": np.zeros(2, bool),
+    }
+    return captioner.make_task(model, loss, optim, 2), batch
+
+
+TASKS = {
+    "autoencoder": autoencoder_task,
+    "captioner": captioner_task,
+    "diffusion": diffusion_task,
+    "expander": expander_task,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

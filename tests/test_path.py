@@ -17,16 +17,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from data_pipeline.caption_features import CaptionFeatures
 from data_pipeline.errors import UserError
 from data_pipeline.latents import WindowConfig
 from data_pipeline.shards import ShardReader
+from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.video_io import decode
 from sora_jax.commands.encode import find_or_export
 from sora_jax.commands.main import main
 from sora_jax.models.codec import load_codec
+from sora_jax.models.t5 import t5_definition
 from sora_jax.models.t5_files import load_t5
 from sora_jax.training.checkpoint import find_checkpoint, load_parts, saved_shapes
+from sora_jax.training.metrics import read_metrics
 from sora_jax.training.trained_codec import codec_to_measure
 from tests.browser import check_page, open_page
 from tests.sora_jax.models.published_t5 import describe, tensors, write
@@ -258,6 +263,7 @@ def test_a_browser_lays_the_page_out_without_a_sideways_scroll(page, tmp_path, w
     assert len(found["videos"]) > 2 and {across for _, across, _ in found["videos"]} == {32}
 
 
+@pytest.mark.storm
 def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, repository):
     """Three kills (-9) of a real process, while it computes or saves; the reference run was never interrupted."""
     workdir = world / "killed"
@@ -311,7 +317,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.data = dict(
-        path="", row_tokens=96, row_text=64, row_segments=4, patch_size=(1, 1, 1), reference_latent_rate=2.0
+        path="", row_tokens=96, row_text=64, row_segments=4, patch_size=(1, 1, 1), reference_latent_rate=2.0,
+        text_features=False,
     )
     config.model = dict(width=16, depth=1, num_heads=1, text_encoder=dict(path="", dtype="float32"))
     config.optim = dict(optimizer="adamw")
@@ -323,6 +330,51 @@ def get_config() -> ConfigDict:
     )
     return config
 """
+
+
+def test_cached_text_features_train_what_the_encoder_in_the_step_does(world, tmp_path, capsys, caplog):
+    """Encoded beside finished latents, read by training with previews, and sampled from; storage is said first."""
+    config = describe("umt5", vocab_size=9_000)
+    folder, latents = write(tmp_path / "umt5", config, tensors(config)), tmp_path / "latents"
+    shutil.copy(world / "latents/tokenizer.model", folder / "spiece.model")
+    shutil.copytree(world / "latents", latents)
+    (tmp_path / "config.py").write_text(FROZEN_TEXT)
+    encode = ("encode", "--autoencoder", world / "autoencoder", "--data", world / "clips", "--out", latents)
+    caplog.set_level("INFO", "sora_jax")
+    assert run(*encode, "--text_encoder", folder) == 0, capsys.readouterr().err
+    made = last_line(capsys)
+    assert made["text_encoder_fingerprint"] == load_t5(folder).fingerprint and made["text_bytes"] > 0
+    said = [line for line in caplog.messages if "text features" in line]
+    assert "at most" in said[0] and f"{made['text_entries']} different captions" in said[1]
+    reader = ShardReader(latents)
+    cached_features, weights = CaptionFeatures(latents, reader.manifest, reader.index, 64), load_t5(folder, "bfloat16")
+    encoder = jax.jit(nnx.merge(t5_definition(weights.config), weights.params).__call__)
+    tokenizer = Tokenizer.load(folder / "spiece.model")
+    for text in ("", reader.read(0).captions[0].text):
+        ids = np.asarray([tokenizer.caption_ids(text)], np.int32)
+        alone = np.asarray(encoder(ids, np.ones_like(ids), np.arange(ids.size)[None]), np.float32)[0]
+        np.testing.assert_allclose(cached_features.read(text).astype(np.float32), alone, rtol=3e-2, atol=3e-2)
+    assert run("encode", "--text_encoder", folder, "--out", latents) == 0 and last_line(capsys)["text_bytes"]
+    assert run("encode", "--out", latents) == 2 and "needs --autoencoder and --data" in capsys.readouterr().err
+    options = (f"--config.data.path={latents}", f"--config.model.text_encoder.path={folder}")
+    options = (*options, "--config.model.text_encoder.dtype=bfloat16")
+    train = ("train", "--config", tmp_path / "config.py", *options)
+    cached = "--config.data.text_features=True"
+    assert run(*train, "--workdir", tmp_path / "cached", cached) == 0, capsys.readouterr().err
+    assert run(*train, "--workdir", tmp_path / "in_step") == 0, capsys.readouterr().err
+    ours, theirs = (read_metrics(tmp_path / name) for name in ("cached", "in_step"))
+    for kind in ("train", "eval"):
+        losses = [[row["loss"] for row in rows if row["kind"] == kind] for rows in (ours, theirs)]
+        np.testing.assert_allclose(*losses, rtol=2e-3)  # in bfloat16 the encoder's features differ with their row
+    assert len(list((tmp_path / "cached" / "previews").iterdir())) == 1
+    prompt = ("--prompt", "a red circle moves left", "--steps", 2, "--out", tmp_path / "a.gif")
+    assert run("sample", "--run", tmp_path / "cached", *prompt) == 0, capsys.readouterr().err
+    bare = ("--config.preview.prompts=()", "--config.train.num_steps=3", "--workdir", tmp_path / "bare", cached)
+    (folder / "model.safetensors").unlink()
+    assert run(*train, *bare) == 0, f"without previews no encoder is needed: {capsys.readouterr().err}"
+    write(folder, config, tensors(config, seed=1))
+    assert run(*train, "--workdir", tmp_path / "other", cached) == 2
+    assert "name the encoder that made them" in capsys.readouterr().err
 
 
 def test_a_frozen_text_encoder_takes_the_place_of_the_trained_one(world, tmp_path, capsys):

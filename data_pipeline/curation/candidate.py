@@ -23,6 +23,7 @@ class Reason(StrEnum):
     STATIC = "static"
     FAST = "moves too fast"
     SHAKING = "shaking"
+    TEXT = "text over the picture"
     MODEL_FAILED = "a model failed"
     SCORE = "a model's score"
     DUPLICATE = "near duplicate"
@@ -44,8 +45,9 @@ class Candidate:
     """Frames `[start, start + num_frames)` of a source at its constant rate, and what was measured of them.
 
     `crop` is (top, left, height, width) of the picture within the source's frame. `hashes` are 64-bit perceptual
-    hashes of sampled pictures; `signature` is a float16 vector of unit length (`signature.py`), or the embedder's;
-    `picture` a small JPEG for people. `repaired`: the source was damaged, and `start` counts in its repaired file.
+    hashes of sampled pictures; `signature` is a float16 vector of unit length (`signature.py`); `track` holds its small
+    pictures in time (`alignment.py`); `embedding` is what an embedder gave; `picture` a small JPEG for people.
+    `repaired`: the source was damaged, and `start` counts in its repaired file.
     """
 
     source_id: str
@@ -62,6 +64,7 @@ class Candidate:
     measures: dict[str, float] = field(default_factory=dict)
     hashes: tuple[int, ...] = ()
     signature: bytes = b""
+    track: bytes = b""
     embedding: bytes = b""
     caption: str = ""
     picture: bytes = b""

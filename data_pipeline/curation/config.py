@@ -32,8 +32,9 @@ class FilterConfig:
 
     `sharpness` is the variance of the Laplacian of the 8-bit luma at 256 pixels of width; `luma` its mean (0 to 255),
     `clipped` the share of pixels at either end; `motion` the mean optical flow in short sides a second; `shake` the
-    change of the picture's median flow from one frame to the next, in short sides. Images (one frame) pass the limits
-    on duration, rate, bits and motion where `images` says so.
+    change of the picture's median flow from one frame to the next, in short sides; `text` the share of the picture
+    under lines of text that stay. Images (one frame) pass the limits on duration, rate, bits, motion and text where
+    `images` says so.
     """
 
     min_duration_s: float = 2.0
@@ -50,6 +51,7 @@ class FilterConfig:
     min_motion: float = 0.004
     max_motion: float = 3.0
     max_shake: float = 0.012
+    max_text: float = 0.008
     images: bool = True
 
     def __post_init__(self) -> None:
@@ -82,10 +84,20 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DuplicateConfig:
     """Which clips count as the same. Perceptual hashes (64 bits) propose a pair if two of their pictures differ in at
-    most `max_bits`; it is one if their signatures (or the embedder's vectors) agree in cosine by `min_similarity`."""
+    most `max_bits`; it is one if their signatures (or the embedder's vectors) agree in cosine by `min_similarity`, or
+    without an embedder, where they overlap by `min_overlap` of the shorter and `min_overlap_s`."""
 
     max_bits: int = 10
     min_similarity: float = 0.9
+    min_overlap: float = 0.6
+    min_overlap_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.min_overlap <= 1 and self.min_overlap_s > 0):
+            raise UserError(
+                f"duplicates.min_overlap is {self.min_overlap}, but must be above 0 and at most 1, and min_overlap_s "
+                f"{self.min_overlap_s}, but must be above 0"
+            )
 
 
 @dataclass(frozen=True)

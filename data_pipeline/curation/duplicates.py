@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Int64
 
+from data_pipeline.curation.alignment import TRACK_RATE, aligned_similarity, normalised
 from data_pipeline.curation.candidate import Candidate, Reason, Rejected
 from data_pipeline.curation.config import DuplicateConfig
 
@@ -49,11 +50,16 @@ def duplicate_clusters(clips: Sequence[Candidate], cfg: DuplicateConfig) -> list
         return number
 
     if len(clips) > 1:
-        vectors = np.stack([clip.vector() for clip in clips])
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-        for a, b in _similar(_proposed_pairs(clips, cfg.max_bits), vectors, cfg.min_similarity):
+        pairs = _proposed_pairs(clips, cfg.max_bits)
+        same = _similar(pairs, clips, cfg.min_similarity)
+        for a, b in pairs[same]:
             first, second = sorted((root(int(a)), root(int(b))))
             roots[second] = first
+        # An embedder's vectors have the last word; without one, parts of clips are looked at too.
+        for a, b in pairs[~same] if not any(clip.embedding for clip in clips) else ():
+            first, second = sorted((root(int(a)), root(int(b))))
+            if first != second and _overlap_alike(clips[a], clips[b], cfg):
+                roots[second] = first
     return [root(number) for number in range(len(clips))]
 
 
@@ -76,12 +82,20 @@ def _proposed_pairs(clips: Sequence[Candidate], max_bits: int) -> Int64[np.ndarr
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _similar(
-    pairs: Int64[np.ndarray, "p 2"], vectors: Float32[np.ndarray, "n E"], least: float
-) -> Int64[np.ndarray, "q 2"]:
-    kept = [pairs[:0]]
+def _similar(pairs: Int64[np.ndarray, "p 2"], clips: Sequence[Candidate], least: float) -> Bool[np.ndarray, " p"]:
+    """Which pairs agree as wholes."""
+    vectors = np.stack([clip.vector() for clip in clips])
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    same = np.zeros(len(pairs), bool)
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
-        similarity = (vectors[block[:, 0]] * vectors[block[:, 1]]).sum(axis=1)
-        kept.append(block[similarity >= least])
-    return np.concatenate(kept)
+        same[start : start + BLOCK] = (vectors[block[:, 0]] * vectors[block[:, 1]]).sum(axis=1) >= least
+    return same
+
+
+def _overlap_alike(a: Candidate, b: Candidate, cfg: DuplicateConfig) -> bool:
+    """Whether a part of one clip is a copy of a part of the other."""
+    if min(a.num_frames, b.num_frames) == 1 or not a.track or not b.track:
+        return False
+    least = round(cfg.min_overlap_s * TRACK_RATE)
+    return aligned_similarity(normalised(a.track), normalised(b.track), cfg.min_overlap, least) >= cfg.min_similarity

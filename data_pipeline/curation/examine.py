@@ -7,19 +7,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipeline.curation.alignment import track
 from data_pipeline.curation.borders import picture_area
 from data_pipeline.curation.candidate import Candidate, Examined, Reason, Rejected
 from data_pipeline.curation.config import CurationConfig
 from data_pipeline.curation.filters import windows
+from data_pipeline.curation.lettering import share_of_text
 from data_pipeline.curation.observe import Observation, Sample, observe
 from data_pipeline.curation.shots import split_shots
-from data_pipeline.curation.signature import perceptual_hashes, signature
+from data_pipeline.curation.signature import cropped, perceptual_hashes, signature
 from data_pipeline.errors import UserError
 from data_pipeline.frames import resample
 from data_pipeline.ingest import Clip, ingest
 from data_pipeline.video_frames import iterate_frames
 
-EXAMINE_VERSION = 1  # part of every staged result's name: raise it when the same source gives other candidates
+EXAMINE_VERSION = 2  # part of every staged result's name: raise it when the same source gives other candidates
 UNCUT_S = 1e6  # `ingest` is to cut nothing: shots are found here
 
 
@@ -65,6 +67,7 @@ def _candidate(source_id: str, clip: Clip, seen: Observation, start: int, end: i
         "clipped": _median(samples, "clipped"),
         "motion": _median(moving, "motion") * clip.fps * whole_frame,
         "shake": _median(moving, "shake"),
+        "text": share_of_text([cropped(sample.text, clip.height, clip.width, crop) for sample in inside]),
     }
     return Candidate(
         source_id=source_id,
@@ -81,6 +84,7 @@ def _candidate(source_id: str, clip: Clip, seen: Observation, start: int, end: i
         measures={name: round(value, 6) for name, value in (measures | clip.scores).items()},
         hashes=perceptual_hashes(samples, clip.height, clip.width, crop),
         signature=signature(seen, start, end - start, crop).tobytes(),
+        track=track(seen, start, end - start, crop).tobytes(),
         picture=_jpeg(samples[len(samples) // 2]),
     )
 

@@ -57,6 +57,10 @@ def _shaking(clip: Candidate, cfg: FilterConfig) -> str:
     return _above("short sides of shake", clip.measures["shake"], cfg.max_shake)
 
 
+def _text(clip: Candidate, cfg: FilterConfig) -> str:
+    return _above("of the picture under text", clip.measures["text"], cfg.max_text)
+
+
 LIMITS: tuple[tuple[Reason, Limit, bool], ...] = (
     (Reason.TOO_SHORT, _short, False),
     (Reason.TOO_SMALL, _small, True),
@@ -68,6 +72,7 @@ LIMITS: tuple[tuple[Reason, Limit, bool], ...] = (
     (Reason.STATIC, _static, False),
     (Reason.FAST, _fast, False),
     (Reason.SHAKING, _shaking, False),
+    (Reason.TEXT, _text, False),
 )
 """(reason, limit, whether it is one for images too), in order."""
 

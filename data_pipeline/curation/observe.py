@@ -1,7 +1,8 @@
 """One pass over the frames of a source: what every later stage looks at, in kilobytes a second of video.
 
 Every frame leaves a thumbnail, and PySceneDetect sees it; two times a second a sample is taken: brightness of rows and
-columns, sharpness, exposure, a small picture, and the optical flow (DIS, Kroeger et al. 2016) to the next two frames.
+columns, sharpness, exposure, lines of text, a small picture, and the optical flow (DIS, Kroeger et al. 2016) to the
+next two frames.
 """
 
 from collections.abc import Iterable
@@ -9,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Float16, Float32, UInt8
+from jaxtyping import Bool, Float16, Float32, UInt8
 from scenedetect import AdaptiveDetector, FrameTimecode, ThresholdDetector
 
 from data_pipeline.curation.config import ShotConfig
+from data_pipeline.curation.lettering import lettering
 from data_pipeline.frames import Frame
 
 PROXY_WIDTH = 256  # PySceneDetect scales to about this width too
@@ -26,7 +28,8 @@ DARK_LUMA = 32  # bars are black (16 in limited range), and encoders ripple at t
 class Sample:
     """What is seen at one frame. `motion` and `shake` are in short sides a frame, NaN where no frame follows.
 
-    `rows_lit` and `columns_lit` are the shares of each row and column that are brighter than `DARK_LUMA`.
+    `rows_lit` and `columns_lit` are the shares of each row and column that are brighter than `DARK_LUMA`; `text` is
+    where lines of text stand.
     """
 
     frame: int
@@ -38,6 +41,7 @@ class Sample:
     motion: float
     shake: float
     picture: UInt8[np.ndarray, "y x 3"]
+    text: Bool[np.ndarray, "v w"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def _scaled(rgb: np.ndarray, width: int) -> np.ndarray:
 
 def _sample(number: int, rgb: np.ndarray, proxy: np.ndarray, grey: np.ndarray) -> Sample:
     """Sharpness and exposure are those of the middle half of each side, which bars hardly ever reach."""
-    lit = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) > DARK_LUMA
+    full = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    lit = full > DARK_LUMA
     height, width = grey.shape
     middle = grey[height // 4 : max(height // 4 + 1, 3 * height // 4), width // 4 : max(width // 4 + 1, 3 * width // 4)]
     return Sample(
@@ -115,6 +120,7 @@ def _sample(number: int, rgb: np.ndarray, proxy: np.ndarray, grey: np.ndarray) -
         motion=float("nan"),
         shake=float("nan"),
         picture=_scaled(proxy, PICTURE_WIDTH),
+        text=lettering(full),
     )
 
 

@@ -18,23 +18,23 @@ from data_pipeline.curation.borders import Crop
 from data_pipeline.curation.observe import Observation, Sample
 
 NUM_TIMES, GRID_HEIGHT, GRID_WIDTH = 8, 8, 12
-NUM_HASHES = 4
+NUM_HASHES = 8
 STILL_LEVELS = 1.0
 
 
 def perceptual_hashes(samples: Sequence[Sample], height: int, width: int, crop: Crop) -> tuple[int, ...]:
-    """64-bit DCT hashes (Zauner 2010) of up to four evenly spaced pictures, without their borders."""
+    """64-bit DCT hashes (Zauner 2010) of up to eight evenly spaced pictures, without their borders."""
     if not samples:
         return ()
     places = np.unique(np.linspace(0, len(samples) - 1, NUM_HASHES).round().astype(int))
-    pictures = (_cropped(samples[place].picture, height, width, crop) for place in places)
+    pictures = (cropped(samples[place].picture, height, width, crop) for place in places)
     return tuple(int(str(imagehash.phash(Image.fromarray(picture))), 16) for picture in pictures)
 
 
 def signature(seen: Observation, start: int, num_frames: int, crop: Crop) -> Float16[np.ndarray, " E"]:
     """[E], of unit length. E = 96 (mean picture) + 8 x 96 (what moves) + 1 (nothing moves)."""
     times = start + np.linspace(0, num_frames - 1, NUM_TIMES + 2)[1:-1].round().astype(int)
-    grids = np.stack([_grid(seen.thumbs[time], seen.height, seen.width, crop) for time in times])
+    grids = np.stack([grid(seen.thumbs[time], seen.height, seen.width, crop) for time in times])
     mean = grids.mean(axis=0)
     moving = grids - mean
     energy = float(np.sqrt((moving**2).mean()))
@@ -45,7 +45,7 @@ def signature(seen: Observation, start: int, num_frames: int, crop: Crop) -> Flo
     return np.concatenate([picture, motion, [STILL_LEVELS * scale]]).astype(np.float16)
 
 
-def _cropped(picture: np.ndarray, height: int, width: int, crop: Crop) -> np.ndarray:
+def cropped(picture: np.ndarray, height: int, width: int, crop: Crop) -> np.ndarray:
     """The part of a scaled picture that `crop` is of the full frame."""
     y, x = picture.shape[0] / height, picture.shape[1] / width
     top, left = round(crop[0] * y), round(crop[1] * x)
@@ -54,7 +54,7 @@ def _cropped(picture: np.ndarray, height: int, width: int, crop: Crop) -> np.nda
     ]
 
 
-def _grid(thumb: np.ndarray, height: int, width: int, crop: Crop) -> np.ndarray:
+def grid(thumb: np.ndarray, height: int, width: int, crop: Crop) -> np.ndarray:
     """[8, 12] luma of the cropped thumbnail; fractions of its pixels count."""
     grey = cv2.cvtColor(thumb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     y, x = grey.shape[0] / height, grey.shape[1] / width

@@ -2,7 +2,7 @@
 
 Every base clip is the first seconds of a file that holds one shot, scaled to one width; then come concatenations (hard
 cuts, cross-fades, fades through black), flashes, bars, copies (byte by byte, re-encoded smaller, with bars), stills,
-shaken, blurred and dark clips.
+shaken, blurred and dark clips, and clips with subtitles.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from data_pipeline.curation.borders import Crop
 from data_pipeline.frames import resample
@@ -177,6 +177,21 @@ def _dark(video: Video) -> tuple[Video, Crop]:
     return _whole((video * 0.06).astype(np.uint8))
 
 
+def captioned(video: Video) -> tuple[Video, Crop]:
+    """A line of white letters with black outlines near the bottom, as subtitles are burnt in, for half of the time."""
+    height, width = video.shape[1:3]
+    font = ImageFont.load_default(size=max(11, height // 13))
+    place, outline = (width // 12, int(0.82 * height)), max(1, height // 150)
+    begin, frames = len(video) // 4, list(video)
+    for number, frame in enumerate(video[begin : begin + len(video) // 2], begin):
+        image = Image.fromarray(frame)
+        ImageDraw.Draw(image).text(
+            place, "What are you doing here?", "white", font, stroke_width=outline, stroke_fill=0
+        )
+        frames[number] = np.asarray(image)
+    return _whole(np.stack(frames))
+
+
 CHANGES = (
     ("copy", _whole),
     ("reencoded", _smaller),
@@ -187,5 +202,12 @@ CHANGES = (
     ("shaken", _shaken),
     ("blurred", _blurred),
     ("dark", _dark),
+    ("captioned", captioned),
 )
-SPOILED = {"still": "static", "shaken": "shaking", "blurred": "blurred", "dark": "badly exposed"}
+SPOILED = {
+    "still": "static",
+    "shaken": "shaking",
+    "blurred": "blurred",
+    "dark": "badly exposed",
+    "captioned": "text over the picture",
+}

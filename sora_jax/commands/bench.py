@@ -1,5 +1,5 @@
 """`sora-jax bench`: train and sample measure the model, attention its kernel, autoencoder and crops the autoencoder,
-packing and loader the data path, loop the loop.
+packing, loader and order the data path, loop the loop.
 
 storm counts what a run survives, flops counts models, checkpoint measures saves and restarts, damage what `checkpoint
 verify` finds.
@@ -21,6 +21,7 @@ BENCHES = {
     "crops": "an autoencoder's mixed shapes: a program for each, against one padded to the largest",
     "packing": "how full and how balanced the packing plan's rows are, on real or synthetic lengths",
     "loader": "tokens or frames a second from one data set through the stream",
+    "order": "the same sample ids on 1, 2 and 4 hosts, with 0, 1 and 4 workers, after restarts, in every stage",
     "curation": "precision and recall of cuts, borders, limits and duplicates on variants of real clips",
     "decode": "decoded frames a second of clip shards, beside FFmpeg's own program",
     "loop": "the training loop's time over the bare jitted step's",

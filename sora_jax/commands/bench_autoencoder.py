@@ -12,15 +12,12 @@ Clips go from 8-bit pixels to latents and back, on the host at both ends. Compil
 
 `--decode_seconds` measures memory instead: the process's peak after decoding random latents of each duration, as they
 would come from a sampler, into an mp4 file. `--stream_frames` is the peak of encoding and decoding so many frames of
-noise, a chunk at a time, in a process of its own for each. `--chunks`: exactness, the largest difference between
+noise, a chunk at a time, once all programs are compiled. `--chunks`: exactness, the largest difference between
 a clip coded in chunks of so many latents and in one piece, for every legal length up to 129 frames or `--lengths`.
 """
 
 import argparse
-import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -98,32 +95,20 @@ def exactness(codec: Any, args: argparse.Namespace) -> dict[str, Any]:
     if min(args.chunks) < 1:
         raise UserError(f"--chunks is {args.chunks}, but a chunk has at least 1 latent")
     rows = differences(codec, lengths, args.chunks, args.size)
+    kinds = ("latents", "log_variances", "pixels")
     worst = {
-        str(n): {what: max(r[what] for r in rows if r["chunk_latents"] == n) for what in ("latents", "pixels")}
+        str(n): {kind: max(row[kind] for row in rows if row["chunk_latents"] == n) for kind in kinds}
         for n in args.chunks
     }
     return {"num_lengths": len(lengths), "largest_difference": worst, "lengths": rows}
 
 
 def stream_memory(codec: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The peak for each number of frames. Several: each in a process of its own, for a peak never falls."""
-    from sora_jax.evaluation.exact_coding import stream_peak_bytes
+    """The peak for each number of frames."""
+    from sora_jax.evaluation.exact_coding import stream_peaks_bytes
 
-    if len(args.stream_frames) == 1:
-        (frames,) = args.stream_frames
-        return [{"frames": frames, "peak_mib": stream_peak_bytes(codec, frames, args.size) / 2**20}]
-    network = (
-        ["--autoencoder", args.autoencoder] if args.autoencoder else ["--width", args.width, "--dtype", args.dtype]
-    )
-    command = [sys.executable, "-m", "sora_jax.commands.main", "bench", "autoencoder", *network, "--size", args.size]
-    found = []
-    for frames in args.stream_frames:
-        words = [str(word) for word in (*command, "--stream_frames", frames)]
-        child = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-        if child.returncode:
-            raise UserError(f"streaming {frames} frames ended with exit code {child.returncode}; its output is above")
-        found += json.loads(child.stdout.strip().splitlines()[-1])["streamed"]
-    return found
+    peaks = stream_peaks_bytes(codec, args.stream_frames, args.size)
+    return [{"frames": n, "peak_mib": peak / 2**20} for n, peak in zip(args.stream_frames, peaks, strict=True)]
 
 
 def decode_memory(codec: Any, args: argparse.Namespace) -> list[dict[str, float]]:

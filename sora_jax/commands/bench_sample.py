@@ -75,7 +75,7 @@ def _random(args: argparse.Namespace) -> tuple[Any, Any]:
 def _trained(args: argparse.Namespace) -> tuple[Any, Any]:
     if args.overrides:
         raise UserError(f"--run brings its own config; leave out {args.overrides[0]}, or give --config")
-    from sora_jax.objectives.diffusion import stream_config
+    from sora_jax.objectives.data_stages import stream_config
     from sora_jax.objectives.synthetic import without_data
     from sora_jax.training.checkpoint import load_params
 

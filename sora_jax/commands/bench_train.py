@@ -12,6 +12,8 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from sora_jax.commands.beside_pytorch import importing, leave_memory
+from sora_jax.commands.plan import choose_stage
+from sora_jax.commands.shared import check_task
 from sora_jax.commands.train import load_config
 
 
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax bench train`."""
     parser.add_argument("--config", required=True, metavar="FILE.py", help="a generator's run")
     add_data_arguments(parser)
+    parser.add_argument("--stage", type=int, default=-1, help="of config.data.stages, from 0 on (default: the last)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best counts")
     parser.add_argument(
@@ -41,6 +44,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.pytorch:
         leave_memory()
     config = load_config(args.config, args.overrides).to_dict()
+    check_task(config, "diffusion")
+    config = choose_stage(config, args.stage)
     import jax  # after that, and after the config is known to be good
 
     from sora_jax.evaluation.step_speed import describe_devices, measure_train_step, rates

@@ -2,7 +2,9 @@
 
     sora-jax encode --autoencoder runs/autoencoder --data CLIPS --out LATENTS [--mesh data=4,context=2]
 
-On several devices each codes some of a batch's clips; with `context`, some rows of pixels of each frame.
+On several devices each codes some of a batch's clips; with `context`, some rows of pixels of each frame. With
+`--text_encoder DIR` the captions are encoded too (docs/text_encoders.md); for latents that are there already,
+`--text_encoder DIR --out LATENTS` is enough.
 """
 
 import argparse
@@ -21,28 +23,39 @@ from rich.progress import Progress
 from data_pipeline.errors import UserError
 from data_pipeline.latents import Encoding, WindowConfig, encode_latents, estimate_statistics
 from data_pipeline.shards import ShardReader
+from sora_jax.commands.encode_text import add_text_arguments, encode_text, text_source
 from sora_jax.models.codec import Codec, load_codec
 from sora_jax.parallel import DATA, make_mesh, num_row_shards, parse_mesh
 from sora_jax.training.trained_codec import is_run, newest_codec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--autoencoder", required=True, type=Path, help="an autoencoder's run or its export")
-    parser.add_argument("--data", required=True, type=Path, help="clip shards, from `sora-jax data build`")
+    parser.add_argument("--autoencoder", type=Path, help="an autoencoder's run or its export")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="clip shards, from `sora-jax data build`; without this and --autoencoder, --text_encoder encodes the "
+        "captions of the latents in --out alone",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for the latent shards")
     parser.add_argument("--max_frames", type=int, default=65, help="longest window in pixel frames")
     parser.add_argument("--short_side", type=int, default=0, help="scale down to this short side; 0 keeps the size")
-    parser.add_argument("--fps", type=float, default=0.0, help="resample to this rate at most; 0 keeps the rate")
+    parser.add_argument(
+        "--fps", type=_rates, default=0.0, help="resample to this rate at most; 0 keeps it; of 8,16 each clip draws one"
+    )
     parser.add_argument("--latent_multiple", type=int, default=1, help="crop sides to multiples of this many latents")
     parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--mesh", help="axes and sizes, as in training (default: data over all accelerators here)")
     parser.add_argument("--batch_size", type=int, default=16, help="windows of one shape that are encoded at once")
+    add_text_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.autoencoder is None or args.data is None:
+        return _encode_text_alone(args)
     windows = WindowConfig(args.max_frames, args.short_side, args.fps, args.latent_multiple, args.batch_size)
     reader = ShardReader(args.data, kind="clip")
-    mesh = _mesh(args.mesh, args.batch_size)
+    text, mesh = text_source(args, reader), _mesh(args.mesh, args.batch_size)
     codec = find_or_export(args.autoencoder, reader, windows, mesh).in_tiles(args.tile)
     codec = codec if mesh is None else codec.on_mesh(mesh)
     encoding = Encoding(
@@ -57,7 +70,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("encoding clips", total=reader.num_records())
         counts = encode_latents(args.data, args.out, encoding, windows, lambda: progress.advance(bar))
-    return {**counts, "autoencoder_fingerprint": codec.fingerprint}
+    cached = {} if text is None else encode_text(args.out, text, args.max_caption_tokens, mesh)
+    return {**counts, "autoencoder_fingerprint": codec.fingerprint, **cached}
+
+
+def _encode_text_alone(args: argparse.Namespace) -> dict[str, Any]:
+    """The captions of latents that are there already."""
+    if args.text_encoder is None or args.autoencoder is not None or args.data is not None:
+        raise UserError(
+            "encode needs --autoencoder and --data to encode clips, or neither of them, but --text_encoder, for the "
+            "captions of the latents in --out"
+        )
+    text = text_source(args, ShardReader(args.out, kind="latent"))
+    assert text is not None, "it is asked for"
+    mesh = _mesh(args.mesh, args.batch_size)
+    return {"out": str(args.out), **encode_text(args.out, text, args.max_caption_tokens, mesh)}
+
+
+def _rates(text: str) -> float | tuple[float, ...]:
+    """One rate as a number (the form that older latents were described by), several as a tuple."""
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a rate, or several with commas, such as 8,16") from None
+    return rates if len(rates) > 1 else rates[0]
 
 
 def _mesh(text: str | None, batch_size: int) -> Mesh | None:

@@ -9,6 +9,8 @@
     sora-jax evaluate --metric seams --generated SAMPLES --out seams.json
     sora-jax evaluate --metric fvd --real CLIPS --generated SAMPLES --protocol NAME --weights FILE --out fvd.json
     sora-jax evaluate --metric clip --generated SAMPLES --weights clip.safetensors --out clip.json
+    sora-jax evaluate --metric captions --run CAPTIONER --real CLIPS --out captions.json
+    sora-jax evaluate --metric expansion --expand RUN --real CLIPS --out expansion.json
     sora-jax evaluate --metric synth-fd,synth-fvd,dimensions --run RUN --real CLIPS --num_generated 96 --out synth.json
     sora-jax evaluate convert-weights --kind KIND --weights FILE --out FILE.safetensors
 
@@ -20,7 +22,9 @@ real clips, to be looked at, and whether known pixels are the source's (docs/pro
 and flicker on held-out clips with a sheet of each, what each channel of the latents carries, and LPIPS with the weights
 that lie in a folder (docs/autoencoder.md); of another autoencoder on the very same frames, too. `seams`: how large the
 step is where known and new frames of a sample meet (docs/prompting.md). `fid` and `fvd`: the distance to real images or
-videos by a named protocol (docs/evaluation.md). `clip`: how well frames fit their prompt, by CLIP.
+videos by a named protocol (docs/evaluation.md). `clip`: how well frames fit their prompt, by CLIP. `captions`: how
+often a captioner's captions of a synthetic world are right; `expansion`: how often a long prompt keeps what the short
+one says that it was made of (docs/captioning.md).
 """
 
 import argparse
@@ -34,9 +38,11 @@ from PIL import Image
 
 from data_pipeline.errors import UserError
 from sora_jax.commands import (
+    evaluate_captions,
     evaluate_clip,
     evaluate_dimensions,
     evaluate_embedded,
+    evaluate_expansion,
     evaluate_features,
     evaluate_follow,
     evaluate_gallery,
@@ -48,7 +54,7 @@ from sora_jax.commands import (
     evaluate_simulation,
     evaluate_weights,
 )
-from sora_jax.commands.shared import shown, write_result
+from sora_jax.commands.shared import progress, shown, write_result
 from sora_jax.config import choose
 from sora_jax.evaluation.figures import comparison_sheet, frame_strip
 from sora_jax.evaluation.inputs import Captioned, read_real, read_sample, read_samples
@@ -93,7 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_frames", type=int, default=0, help="only so many frames of each of them; 0: all")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     evaluate_modes.add_arguments(parser)
-    for module in (evaluate_prediction, evaluate_features, evaluate_dimensions, evaluate_run, evaluate_follow):
+    metrics = (evaluate_prediction, evaluate_features, evaluate_dimensions, evaluate_expansion)
+    for module in (*metrics, evaluate_run, evaluate_follow):
         module.add_arguments(parser)
 
 
@@ -159,7 +166,9 @@ def measure_probes(args: argparse.Namespace) -> dict[str, Any]:
     groups = {"generated": tally(judged), "real": tally(judge_all(real, len(real), vocabulary, "real clips"))}
     result: dict[str, Any] = {"generated": str(args.generated), "num_samples": len(judged)}
     if args.autoencoder is not None:
-        pairs, _ = reconstruct(codec_to_measure(args.autoencoder), [frames for _, frames in real])
+        with progress("reconstructing") as told:
+            originals = [frames for _, frames in real]
+            pairs, _ = reconstruct(codec_to_measure(args.autoencoder), originals, on_progress=told)
         decoded = [(caption, pair.decoded) for (caption, _), pair in zip(real, pairs, strict=True)]
         groups["autoencoded"] = tally(judge_all(decoded, len(decoded), vocabulary, "reconstructions"))
         captions = [caption for caption, _ in real]
@@ -183,8 +192,9 @@ def measure_reconstruction(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_lpips(args.lpips_net, args.lpips) if args.lpips else None
     codec = codec_to_measure(args.autoencoder).in_tiles(args.tile)
     real = _real(args)
-    pairs, health = reconstruct(codec, [frames for _, frames in real])
-    beside = {name: reconstruct_same(other, pairs, name) for name, other in others.items()}
+    with progress("reconstructing") as told:
+        pairs, health = reconstruct(codec, [frames for _, frames in real], on_progress=told)
+        beside = {name: reconstruct_same(other, pairs, name, told) for name, other in others.items()}
     captions, rows = [caption for caption, _ in real], scores(pairs, loaded)
     rows_beside = {name: scores(others_pairs, loaded) for name, others_pairs in beside.items()}
     result = describe_reconstructions(captions, pairs, rows, args.out)
@@ -213,6 +223,8 @@ METRICS = {
     "simulation": evaluate_simulation.measure,
     "dimensions": evaluate_dimensions.measure,
     "clip": evaluate_clip.measure,
+    "captions": evaluate_captions.measure,
+    "expansion": evaluate_expansion.measure,
     **dict.fromkeys(evaluate_features.METRICS, evaluate_features.measure),
 }
 WITHOUT_REAL = {"seams", "dimensions", "clip"}

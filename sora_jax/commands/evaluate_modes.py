@@ -27,7 +27,9 @@ from sora_jax.generation.loading import TrainedRun, load_run
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options that this metric adds to `sora-jax evaluate`."""
-    parser.add_argument("--run", type=Path, help="a trained generator's run, to sample from")
+    parser.add_argument(
+        "--run", type=Path, help="a trained generator's run, to sample from; for captions a captioner's"
+    )
     parser.add_argument("--latents", type=Path, help="the run's latents, if they have moved since training")
     parser.add_argument("--steps", type=int, default=20, help="solver steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")

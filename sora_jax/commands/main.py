@@ -37,6 +37,7 @@ VERBS = {
     "train": "train what a config describes: an autoencoder or a diffusion transformer",
     "checkpoint": "a run's checkpoints: list, verify, prune, export to safetensors, import; published autoencoders",
     "sweep": "train one config with a few fields changed, many times: run, status, table, plot",
+    "recaption": "one more caption for every clip, from a trained captioner or a vision-language server",
     "encode": "clip shards to latent shards, with a trained autoencoder",
     "sample": "text to video or image files, from a trained run",
     "evaluate": "FID and FVD by named protocols, exact probes of samples, an autoencoder's reconstructions",

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from sora_jax.commands.plan_sample import add_sample_arguments, plan_sample
+from sora_jax.commands.shared import check_task
 from sora_jax.commands.train import load_config
 from sora_jax.planning.many import EXIT_DOES_NOT_FIT, markdown, run_plans
 from sora_jax.planning.topologies import (
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--segments", type=int, default=4, help="clips in a row, for the FLOPs of attention")
     parser.add_argument("--latent_channels", type=int, default=16, help="of the autoencoder's latents")
     parser.add_argument("--vocab_size", type=int, default=32_128, help="of the tokenizer of a trained text encoder")
+    parser.add_argument("--stage", type=int, default=-1, help="of config.data.stages, from 0 on (default: the last)")
     add_sample_arguments(parser)
 
 
@@ -63,11 +65,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides).to_dict()
     check_positive(args)
     mesh = parse_mesh(args.mesh) if args.mesh else {}
+    topology = find_topology(args)
+    check_task(config, "autoencoder", "diffusion")
+    config = choose_stage(config, args.stage)  # it imports jax, which reads the environment that the topology needs
     if args.sample:
-        return plan_sample(config, mesh, find_topology(args), args)
+        return plan_sample(config, mesh, topology, args)
     if mesh:
         config["train"]["mesh"] = mesh
-    return plan(config, find_topology(args), args)
+    return plan(config, topology, args)
 
 
 def run_list(args: argparse.Namespace) -> dict[str, Any]:
@@ -148,6 +153,17 @@ def search(
     fitting = [report for report in reports if report["fits"]]
     best = max(fitting, key=lambda report: report["mfu_bound"]) if fitting else reports[0]
     return {**best, "ranked": [dataclasses.asdict(c) for c in candidates[:SHOWN]], "compiled": reports}
+
+
+def choose_stage(config: dict[str, Any], number: int) -> dict[str, Any]:
+    """The config of one stage of a generator's run, which is said; a config without stages as it is."""
+    if not config["data"].get("stages") and number == -1:
+        return config
+    from sora_jax.objectives.data_stages import num_stages, one_stage
+
+    chosen, count = one_stage(config, number), num_stages(config)
+    print(f"stage {number % count} of {count} of config.data.stages", file=sys.stderr)
+    return chosen
 
 
 def parse_mesh(text: str) -> dict[str, int]:

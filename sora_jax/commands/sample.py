@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data_pipeline.errors import UserError
-from sora_jax.commands import sample_long
+from sora_jax.commands import expander, sample_long
 from sora_jax.generation.api import Generator
 from sora_jax.generation.bulk import Bulk, sample_in_bulk
 from sora_jax.generation.files import ENDINGS, NAMES, check_file, read_prompts
 from sora_jax.generation.manifest import forget
-from sora_jax.generation.options import SampleOptions, changed
+from sora_jax.generation.options import OF_EXPANSION, SampleOptions, changed
 from sora_jax.parallel import parse_mesh
 from sora_jax.training.compile_cache import HELP as COMPILE_CACHE_HELP
 from sora_jax.training.distributed import barrier, is_leader, joined
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="file ending in mp4, webm, gif or png; or a folder")
     add_options(parser)
     sample_long.add_arguments(parser)
+    expander.add_arguments(parser)
     add_folder_options(parser)
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters instead of their EMA")
@@ -148,6 +149,7 @@ def _load(args: argparse.Namespace) -> Generator:
         text_encoder=args.text_encoder,
         tile=args.tile,
         mesh=None if args.mesh is None else parse_mesh(args.mesh),
+        expander=expander.read_expander(args),
     )
 
 
@@ -165,6 +167,6 @@ def read_options(args: argparse.Namespace, is_image: bool) -> SampleOptions:
         raise UserError(f"--image_only makes one frame, but --frames is {args.frames}; leave one of them out")
     if is_image and args.frames is None:
         args.frames = 1
-    names = [field.name for field in dataclasses.fields(SampleOptions) if field.name != "prompt"]
+    names = [field.name for field in dataclasses.fields(SampleOptions) if field.name not in ("prompt", *OF_EXPANSION)]
     given = {name: getattr(args, name) for name in names}
     return SampleOptions(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})

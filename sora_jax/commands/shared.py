@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipeline.errors import UserError, from_os_error
 
+OF_DATA = {"path", "mixture"}
+
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -52,11 +54,33 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def check_least(args: argparse.Namespace, **least: float) -> None:
-    """Raises UserError for an option that is given and below its least value."""
+    """Raises UserError for an option that is given and below its least value, or no number."""
     for name, value in least.items():
         given = getattr(args, name)
-        if given is not None and given < value:
+        if given is not None and not value <= given < math.inf:
             raise UserError(f"--{name} is {given}, but must be at least {value}")
+
+
+def check_task(config: Mapping[str, Any], *tasks: str) -> str:
+    """The task of a config. Raises UserError for one that a verb is not for."""
+    task = config.get("train", {}).get("task")
+    if task not in tasks:
+        raise UserError(f"the config trains the task '{task}', but this is for {' and '.join(tasks)} alone")
+    return task
+
+
+def set_data(config: dict[str, Any], path: Path) -> None:
+    """`--data` in the place of `config.data.path`. Raises UserError for a run that reads other data sets too."""
+    data = config["data"]
+    stages = data.get("stages")
+    others = ["config.data.mixture"] if data.get("mixture") else []
+    for number, stage in enumerate(stages if isinstance(stages, list | tuple) else ()):
+        others += [f"config.data.stages[{number}]"] if isinstance(stage, Mapping) and OF_DATA & set(stage) else []
+    if others:
+        raise UserError(
+            f"--data takes the place of config.data.path, but the run reads the data sets of {others[0]}: leave it out"
+        )
+    data["path"] = str(path)
 
 
 def joined_hash(hashes: Mapping[str, str]) -> str:

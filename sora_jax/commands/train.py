@@ -23,7 +23,12 @@ from sora_jax.config import OptimConfig, TrainConfig, choose
 from sora_jax.training.compile_cache import HELP as COMPILE_CACHE_HELP
 from sora_jax.training.compile_cache import use_compile_cache
 
-OBJECTIVES = {"autoencoder": "sora_jax.objectives.autoencoder", "diffusion": "sora_jax.objectives.diffusion"}
+OBJECTIVES = {
+    "autoencoder": "sora_jax.objectives.autoencoder",
+    "captioner": "sora_jax.objectives.captioner",
+    "diffusion": "sora_jax.objectives.diffusion",
+    "expander": "sora_jax.objectives.expander",
+}
 """`config.train.task` -> the module whose `prepare(config)` makes the task and its data."""
 
 

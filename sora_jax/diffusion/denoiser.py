@@ -89,11 +89,14 @@ def dit_definition(model: DitConfig) -> Any:
 
 
 def with_text_features(model: DitConfig, frozen: Frozen, batch: Batch) -> Batch:
-    """The batch with the features of a frozen text encoder, for all that follows; without one, the batch itself."""
+    """The batch with the features of a frozen text encoder, its own if it brings them, for all that follows; without
+    one, the batch itself."""
     if not isinstance(model.text, T5Config):
         return batch
-    encoder = nnx.merge(t5_definition(model.text), frozen["text_encoder"])
-    features = encoder(batch["text_ids"], batch["text_segment_ids"], batch["text_positions"])
+    features = batch.get("text_features")
+    if features is None:
+        encoder = nnx.merge(t5_definition(model.text), frozen["text_encoder"])
+        features = encoder(batch["text_ids"], batch["text_segment_ids"], batch["text_positions"])
     return {**batch, "text_features": features.astype(DTYPES[model.dtype])}
 
 

@@ -64,12 +64,14 @@ def to_noise(velocity: Float[Array, "..."], x_t: Float[Array, "..."], t: Float[A
     return x_t + (1.0 - t) * velocity
 
 
-def shift(t: Float[Array, "..."], num_tokens: Int[Array, "..."], reference_tokens: int) -> Float[Array, "..."]:
+def shift(
+    t: Float[Array, "..."], num_tokens: Int[Array, "..."], reference_tokens: int | Int[Array, ""]
+) -> Float[Array, "..."]:
     """`shift_by` the factor of a sample of `num_tokens`."""
     return shift_by(t, shift_factor(num_tokens, reference_tokens))
 
 
-def shift_factor(num_tokens: Int[Array, "..."], reference_tokens: int) -> Float[Array, "..."]:
+def shift_factor(num_tokens: Int[Array, "..."], reference_tokens: int | Int[Array, ""]) -> Float[Array, "..."]:
     """a = sqrt(num_tokens / reference_tokens): the noise that hides as much of a sample with more tokens."""
     return jnp.sqrt(jnp.maximum(num_tokens, 1) / reference_tokens)
 
@@ -80,7 +82,10 @@ def shift_by(t: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..
     return a * t / (a * t + (1.0 - t))
 
 
-def draw_times(key: jax.Array, num_tokens: Int[Array, " G"], cfg: FlowConfig) -> Float[Array, " G"]:
-    """One logit-normal time for each segment of a row, shifted by the segment's number of tokens."""
+def draw_times(
+    key: jax.Array, num_tokens: Int[Array, " G"], cfg: FlowConfig, reference_tokens: int | Int[Array, ""]
+) -> Float[Array, " G"]:
+    """One logit-normal time for each segment of a row, shifted by the segment's number of tokens over the reference:
+    the config's, or that of the stage that the run is in."""
     t = jax.nn.sigmoid(cfg.logit_mean + cfg.logit_std * jax.random.normal(key, num_tokens.shape))
-    return shift(t, num_tokens, cfg.reference_tokens)
+    return shift(t, num_tokens, reference_tokens)

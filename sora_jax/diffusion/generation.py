@@ -18,7 +18,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from data_pipeline.errors import UserError
-from data_pipeline.packing import RowLayout, SampleInput, pack_row, segment_offsets, stack_rows, unpack_tokens
+from data_pipeline.packing import (
+    RowLayout,
+    SampleInput,
+    pack_row,
+    pack_text,
+    segment_offsets,
+    stack_rows,
+    unpack_tokens,
+)
 from data_pipeline.tokenizer import Tokenizer
 from sora_jax.diffusion.denoiser import NEGATIVE, SamplingConfig, sample_rows
 from sora_jax.diffusion.flow import FlowConfig
@@ -253,7 +261,7 @@ class PackedSampler:
         return self.layout.num_tokens(self.latent_shape(request))
 
     def text_ids(self, prompt: str) -> list[int]:
-        return [*self.tokenizer.encode(prompt), self.tokenizer.eos_id]
+        return self.tokenizer.caption_ids(prompt)
 
     def _row(self, requests: Sequence[Request], numbers: Sequence[int]) -> dict[str, np.ndarray]:
         compression = self.codec.config.temporal_compression
@@ -273,14 +281,7 @@ class PackedSampler:
     def _negative_text(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
         """The arrays of a row's text with the negative prompts in the prompts' places (`denoiser.NEGATIVE`)."""
         texts = [self.text_ids(request.negative_prompt) for request in requests]
-        counts = [len(text) for text in texts]
-        arrays = {
-            "text_ids": np.concatenate(texts),
-            "text_segment_ids": np.repeat(np.arange(1, len(texts) + 1), counts),
-            "text_positions": np.concatenate([np.arange(count) for count in counts]),
-        }
-        padding = 0, self.layout.row_text - sum(counts)
-        return {NEGATIVE + name: np.pad(a, padding).astype(np.int32) for name, a in arrays.items()}
+        return {NEGATIVE + name: array for name, array in pack_text(texts, self.layout.row_text).items()}
 
     def _sample(
         self,

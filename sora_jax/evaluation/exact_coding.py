@@ -1,12 +1,12 @@
 """How exactly chunks equal the whole, and what memory a stream through an autoencoder takes.
 
-`differences`: the largest absolute difference between a clip coded in chunks and in one piece, of the latents' moments
-and of the pixels in [-1, 1] before they are rounded. `stream_peak_bytes`: the most memory that this process has held
-once a clip went through encoder and decoder with no more than a chunk of it anywhere.
+`differences`: the largest absolute difference between a clip coded in chunks and in one piece, of the posterior's means
+and log-variances, and of the pixels in [-1, 1] before they are rounded. `stream_peaks_bytes`: the most memory that
+this process holds while a clip goes through encoder and decoder with no more than a chunk of it anywhere.
 """
 
-import resource
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from data_pipeline.errors import UserError
 from sora_jax.models.codec import Codec, apply, chunks, to_float
+
+PEAK_RESET = Path("/proc/self/clear_refs")
 
 Coder = Callable[[Any, jax.Array, list[jax.Array]], tuple[jax.Array, list[jax.Array]]]
 
@@ -38,7 +41,8 @@ def differences(codec: Codec, lengths: Sequence[int], chunk_sizes: Sequence[int]
             num_latents = 1 + (length - 1) // c
             coded = _in_chunks(encode, codec.params, video[:, :length], chunk * c)
             decoded = _in_chunks(decode, codec.params, latents[:, :num_latents], chunk)
-            found = {"latents": _largest(coded, moments), "pixels": _largest(decoded, pixels)}
+            means, log_variances = map(_largest, jnp.split(coded, 2, axis=-1), jnp.split(moments, 2, axis=-1))
+            found = {"latents": means, "log_variances": log_variances, "pixels": _largest(decoded, pixels)}
             rows.append({"frames": length, "chunk_latents": chunk, **found})
     return rows
 
@@ -50,16 +54,30 @@ def noise(num_frames: int, size: int, step: int, seed: int = 0) -> Iterator[UInt
         yield rng.integers(0, 256, (1, end - start, size, size, 3), np.uint8)
 
 
-def stream_peak_bytes(codec: Codec, num_frames: int, size: int) -> int:
-    """Streams a clip of noise through encoder and decoder; the process's peak so far. Raises UserError as encoding."""
-    codec.config.latent_shape(num_frames, size, size)
-    step = codec.config.chunk_latents * codec.config.temporal_compression
-    made = 0
+def stream_peaks_bytes(codec: Codec, lengths: Sequence[int], size: int) -> list[int]:
+    """Streams clips of noise of so many frames through encoder and decoder; the peak of the process during each.
+
+    A short clip goes first, so that what compiling the programs of the first and of every later chunk takes is over.
+    Raises UserError as encoding does, and where the system cannot begin a peak anew.
+    """
+    for length in lengths:
+        codec.config.latent_shape(length, size, size)
+    if not PEAK_RESET.exists():
+        raise UserError(f"this system has no {PEAK_RESET}, which begins a new peak of memory: measure on Linux")
+    step, peaks = codec.config.chunk_latents * codec.config.temporal_compression, []
+    _stream(codec, 1 + 3 * step, size, step)
+    for length in lengths:
+        PEAK_RESET.write_text("5")  # proc(5): the peak becomes what is resident now
+        _stream(codec, length, size, step)
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        peaks.append(int(line.split()[1]) * 1024)
+    return peaks
+
+
+def _stream(codec: Codec, num_frames: int, size: int, step: int) -> None:
     latents = (posterior.mean for posterior in codec.encode_stream(noise(num_frames, size, step)))
-    for frames in codec.decode_stream(latents):
-        made += frames.shape[1]
+    made = sum(frames.shape[1] for frames in codec.decode_stream(latents))
     assert made == num_frames, f"{made} frames of {num_frames} came back"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _coders(codec: Codec) -> tuple[Coder, Coder]:

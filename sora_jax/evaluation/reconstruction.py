@@ -9,7 +9,7 @@ there, or is there no more; a wrong but steady picture has none.
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -73,9 +73,14 @@ def means(rows: Sequence[Scores]) -> Scores:
     return {"num_clips": len(rows), **found, "psnr_db_deviation": float(np.std(values["psnr_db"]))}
 
 
-def reconstruct_same(codec: Codec, pairs: Sequence[Reconstruction], name: str) -> list[Reconstruction]:
+def reconstruct_same(
+    codec: Codec,
+    pairs: Sequence[Reconstruction],
+    name: str,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Reconstruction]:
     """Another autoencoder, `name`, on the very frames of `pairs`. Raises UserError where it cannot code them whole."""
-    others, _ = reconstruct(codec, [pair.original for pair in pairs])
+    others, _ = reconstruct(codec, [pair.original for pair in pairs], on_progress=on_progress)
     for pair, other in zip(pairs, others, strict=True):
         if pair.original.shape != other.original.shape:
             wanted, found = (f"{len(x)} frames of {x.shape[2]}x{x.shape[1]}" for x in (pair.original, other.original))
@@ -136,9 +141,13 @@ def to_legal(
 
 
 def reconstruct(
-    codec: Codec, clips: Sequence[UInt8[np.ndarray, "_ _ _ 3"]], batch_rows: int = 8
+    codec: Codec,
+    clips: Sequence[UInt8[np.ndarray, "_ _ _ 3"]],
+    batch_rows: int = 8,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Reconstruction], LatentHealth]:
-    """Encodes and decodes clips `[T, Y, X, 3]` of any shapes, made legal first; the order is kept."""
+    """Encodes and decodes clips `[T, Y, X, 3]` of any shapes, made legal first; the order is kept. Calls
+    `on_progress(clips done, clips)`."""
     config, health = codec.config, LatentHealth(len(codec.latent_mean))
     legal = [to_legal(clip, config.temporal_compression, config.spatial_compression) for clip in clips]
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -155,4 +164,5 @@ def reconstruct(
             health.add(Posterior(*(x[: len(chosen)] for x in posterior)))
             decoded = codec.decode(posterior.mean)
             found.update((i, Reconstruction(legal[i], decoded[row])) for row, i in enumerate(chosen))
+            on_progress(len(found), len(legal))
     return [found[i] for i in range(len(legal))], health

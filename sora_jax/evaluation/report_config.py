@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from flax.traverse_util import empty_node, flatten_dict
 
+from data_pipeline.caption_stream import CaptionStreamConfig
 from data_pipeline.clip_stream import ClipStreamConfig
 from data_pipeline.errors import UserError
 from data_pipeline.stream import StreamConfig
@@ -15,10 +16,12 @@ from sora_jax.config import OptimConfig, TrainConfig
 from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import PreviewConfig
 from sora_jax.models.autoencoder import AutoencoderConfig
+from sora_jax.models.captioner import CaptionerConfig
 from sora_jax.models.discriminator import GanConfig
 from sora_jax.models.dit import SIZES, DitConfig
 from sora_jax.models.text_encoder import TextEncoderConfig
 from sora_jax.objectives.autoencoder import AutoencoderLossConfig, StartConfig
+from sora_jax.objectives.captioner import CaptionerLossConfig
 from sora_jax.training.run_directory import CONFIG, RUN
 
 SECTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -30,6 +33,7 @@ SECTIONS: Mapping[str, Mapping[str, Any]] = {
         "model": AutoencoderConfig,
         "start": StartConfig,
     },
+    "captioner": {"data": CaptionStreamConfig, "loss": CaptionerLossConfig, "model": CaptionerConfig},
 }
 """Task -> section of its config -> the dataclass with the defaults; `optim` and `train` are every task's."""
 NO_DEFAULT = ABSENT = "–"

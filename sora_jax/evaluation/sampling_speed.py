@@ -10,14 +10,14 @@ from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
 from sora_jax.diffusion.guidance import kind_of
 from sora_jax.evaluation.step_speed import best_mean_seconds, compile_timed, memory
 from sora_jax.models.dit import FROZEN_TEXT, forward_flops
-from sora_jax.objectives.synthetic import Synthetic
+from sora_jax.objectives.synthetic import Synthetic, random_frozen
 
 
 def measure_sampling(
     synthetic: Synthetic, params: Any, batch: dict[str, np.ndarray], sampling: SamplingConfig, rounds: int
 ) -> tuple[dict[str, Any], float]:
     """(seconds, compilation and bytes, useful FLOPs) of a batch of samples. `params` are the DiT's."""
-    frozen = synthetic.task.frozen
+    frozen = random_frozen(synthetic.config.model.text)  # a sample's prompt is never cached
     noise = jax.random.normal(jax.random.key(0), batch["tokens"].shape)
     arrays = {name: jnp.asarray(array) for name, array in batch.items()}
     arguments = frozen, arrays, noise, sampling.numbers, sampling.shift, jnp.int32(1)

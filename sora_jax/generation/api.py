@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from data_pipeline.errors import UserError
 from data_pipeline.video_io import Frames, write_video
 from sora_jax.generation.conditioning import check_size, make_part
+from sora_jax.generation.expansion import Expander, expand_options, expand_scenes
 from sora_jax.generation.files import check_file, describe
 from sora_jax.generation.film import Film, make_film
 from sora_jax.generation.loading import TrainedRun, load_run
@@ -50,15 +51,19 @@ class Sample:
 
 class Generator:
     """A trained run that samples. Options are those of `SampleOptions`, by name; what is left open is the run's
-    preview's. A result depends on the options alone, not on what is sampled beside it."""
+    preview's. A result depends on the options alone, not on what is sampled beside it. With an `expander`, prompts are
+    made long before they are sampled."""
 
-    def __init__(self, run: TrainedRun):
-        self.run = run
+    def __init__(self, run: TrainedRun, expander: Expander | None = None):
+        self.run, self.expander = run, expander
 
     @classmethod
-    def from_run(cls, run: Path | str, step: int | None = None, *, ema: bool = True, **where: Any) -> "Generator":
+    def from_run(
+        cls, run: Path | str, step: int | None = None, *, ema: bool = True, expander: Expander | None = None,
+        **where: Any,
+    ) -> "Generator":  # fmt: skip
         """The run in the folder `run`; see `load_run` for `where` things are and the errors that are raised."""
-        return cls(load_run(Path(run), step, ema=ema, **where))
+        return cls(load_run(Path(run), step, ema=ema, **where), expander)
 
     def video(self, prompt: str = "", options: SampleOptions | None = None, **changes: Any) -> Sample:
         """One video. Raises UserError for what the run cannot make, before anything is sampled."""
@@ -81,9 +86,10 @@ class Generator:
     ) -> Film:
         """A long video, made as it is written: `.film(…, frames=1440).save(path)`; see `make_film`."""
         wanted = changed(options or SampleOptions(), prompt=prompt, **changes)
-        scenes = () if storyboard is None else read_storyboard(Path(storyboard))
-        prompts, num_frames = [scene.prompt for scene in scenes] or [prompt], window or self.run.preview.num_frames
-        run = self.fitting([changed(wanted, prompt=p, frames=num_frames) for p in prompts]).run
+        scenes = [] if storyboard is None else expand_scenes(self.expander, read_storyboard(Path(storyboard)))
+        wanted = wanted if scenes else expand_options(self.expander, [wanted])[0]
+        prompts, num_frames = [scene.text for scene in scenes] or [wanted.text], window or self.run.preview.num_frames
+        run = self.fitting([changed(wanted, expanded_prompt=p, frames=num_frames) for p in prompts]).run
         return make_film(run, wanted, frames, window, scenes)
 
     def batch(
@@ -99,7 +105,8 @@ class Generator:
         Short samples share packed rows, of which `rows_per_batch` are sampled at once: as many as are needed, or with
         `same_rows` always so many (of a generator that is `fitting`). Raises UserError as `video`.
         """
-        wanted = [self.resolve(w, number, changes) for number, w in enumerate(what)]
+        resolved = [self.resolve(w, number, changes) for number, w in enumerate(what)]
+        wanted = expand_options(self.expander, resolved)
         run = self.run if same_rows else self.fitting(wanted, min(len(wanted), rows_per_batch)).run
         films = {n: make_film(run, options, options.frames) for n, options in enumerate(wanted) if options.extend}
         of_one_canvas = [n for n in range(len(wanted)) if n not in films]
@@ -151,7 +158,8 @@ class Generator:
                 *(len(foreign), len(prompts), foreign[0][:40]),
             )
         tile = 0 if sampler.codec.tiling is None else sampler.codec.tiling.tile
-        return Generator(dataclasses.replace(self.run, sampler=sampler, identity={**self.run.identity, "tile": tile}))
+        run = dataclasses.replace(self.run, sampler=sampler, identity={**self.run.identity, "tile": tile})
+        return Generator(run, self.expander)
 
 
 def _sample(frames: Frames, options: SampleOptions, run: TrainedRun, about: dict[str, Any]) -> Sample:

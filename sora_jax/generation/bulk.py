@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import jax
 
 from data_pipeline.errors import UserError
 from sora_jax.generation.api import Generator
+from sora_jax.generation.expansion import settle_expansions
 from sora_jax.generation.files import check_file, name_of
 from sora_jax.generation.manifest import Manifest, digest
 from sora_jax.generation.options import MAX_SEED, SampleOptions, changed
@@ -26,7 +27,8 @@ from sora_jax.types import Device
 
 @dataclass(frozen=True)
 class Bulk:
-    """A job: `num` samples of `prompts`, with `options` (resolved; their prompt and seed stand for all).
+    """A job: `num` samples of `prompts`, with `options` (resolved; their prompt and seed stand for all). `expanded` are
+    the texts that are sampled in their place, if there are any, and `expander` is who wrote them.
 
     Raises UserError for files that cannot be named or written, and for seeds beyond the last one.
     """
@@ -38,6 +40,8 @@ class Bulk:
     names: str = "slug"
     ending: str = "mp4"
     rows_per_batch: int = 8
+    expanded: tuple[str, ...] = ()
+    expander: str = ""
 
     def __post_init__(self) -> None:
         if min(self.num, self.rows_per_batch) < 1:
@@ -54,8 +58,9 @@ class Bulk:
 
     def wanted(self, number: int) -> SampleOptions:
         """The options of one sample."""
-        prompt = self.prompts[number % len(self.prompts)]
-        return changed(self.options, prompt=prompt, seed=self.options.seed + number)
+        place, seed = number % len(self.prompts), self.options.seed + number
+        texts = {"expanded_prompt": self.expanded[place], "expander": self.expander} if self.expanded else {}
+        return changed(self.options, prompt=self.prompts[place], seed=seed, **texts)
 
     def file(self, number: int) -> Path:
         """Where it goes."""
@@ -66,7 +71,9 @@ class Bulk:
         """All that decides what a sample is, but its number. How many there are, and who makes them, does not."""
         options = self.options.recipe()
         del options["prompt"]
-        prompts = {"prompts": digest(self.prompts), "num_prompts": len(self.prompts)}
+        prompts: dict[str, Any] = {"prompts": digest(self.prompts), "num_prompts": len(self.prompts)}
+        if self.expanded:
+            prompts |= {"expanded_prompts": digest(self.expanded), "expander": self.expander}
         return {**generator.run.identity, **options, **prompts, "names": self.names, "format": self.ending}
 
 
@@ -84,6 +91,9 @@ def sample_in_bulk(
     Raises UserError for what the run cannot make, and for a folder with samples of another recipe.
     """
     started = time.monotonic()
+    if generator.expander is not None and not job.expanded:
+        longer = settle_expansions(job.out, generator.expander, job.prompts)
+        job = replace(job, expanded=tuple(longer), expander=generator.expander.name)
     examples = [job.wanted(number) for number in range(min(job.num, len(job.prompts)))]
     num_rows = min(job.rows_per_batch, job.num)
     generator = generator.fitting(examples, num_rows)

@@ -4,7 +4,6 @@ Everything goes through `windows.py`; memory does not grow with the duration, bu
 read as a whole.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -73,7 +72,7 @@ def make_film(
     total = num_frames or round(shown[-1].at_s * options.fps) + about["window"]
     parts = _parts(shown, options, run.sampler, total)
     films = (islice(windows.frames(shots, part=number), length) for number, (length, shots) in enumerate(parts))
-    about |= {"shots": [dataclasses.asdict(scene) for scene in scenes]} if scenes else {}
+    about |= {"shots": [scene.described() for scene in scenes]} if scenes else {}
     return Film(total, _cut(chain.from_iterable(films), options), options, run.identity, about)
 
 
@@ -106,8 +105,8 @@ def _windows(
 def _of_images(options: SampleOptions) -> list[Scene]:
     """The prompt throughout, with its images at their times."""
     times = options.at or (0.0,) * len(options.image)
-    scenes = [Scene(t, options.prompt, path) for t, path in sorted(zip(times, options.image, strict=True))]
-    return scenes if scenes and scenes[0].at_s == 0 else [Scene(0.0, options.prompt), *scenes]
+    scenes = [Scene(t, options.text, path) for t, path in sorted(zip(times, options.image, strict=True))]
+    return scenes if scenes and scenes[0].at_s == 0 else [Scene(0.0, options.text), *scenes]
 
 
 def _parts(
@@ -128,7 +127,7 @@ def _parts(
         for scene, begin in zip(scenes[first:end], begins[first:end], strict=True):
             still = read_still(Path(scene.image), options.size, options.fit) if scene.image else None
             still = None if still is None else on_canvas(still, options, sampler)
-            shots.append(Shot(begin - begins[first], scene.prompt, still))
+            shots.append(Shot(begin - begins[first], scene.text, still))
         found.append(((begins[end] if end < len(scenes) else total) - begins[first], shots))
     return found
 
@@ -144,11 +143,11 @@ def _extension(run: TrainedRun, options: SampleOptions, num_new: int | None, win
         room = windows.room_before(len(known))
         count = num_new or room
         seams = sorted({count, *range(count - room, 0, -windows.room_before(about["overlap"]))})
-        frames = chain(frames_before(windows, options.prompt, source, count), source)
+        frames = chain(frames_before(windows, options.text, source, count), source)
     else:
         known = head(codec, source, 1 + about["overlap"])
         count, seams = num_new or about["window"] - len(known), [len(source)]
-        new = islice(windows.frames([Shot(0, options.prompt)], known), len(known), len(known) + count)
+        new = islice(windows.frames([Shot(0, options.text)], known), len(known), len(known) + count)
         frames = chain(source, new)
     first = count if is_backward else 0
     about |= {

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
 from sora_jax.config import build_config
-from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PackedSampler, PreviewConfig
 from sora_jax.diffusion.sharding import network_shardings
 from sora_jax.generation.manifest import digest
 from sora_jax.models.codec import load_codec
-from sora_jax.objectives.diffusion import load_text_encoder, model_config, stream_config
+from sora_jax.objectives.data_stages import data_path, flow_config, stream_config
+from sora_jax.objectives.diffusion import model_config
+from sora_jax.objectives.frozen_text import load_text_encoder, text_encoder_config
 from sora_jax.parallel import make_mesh
 from sora_jax.training.checkpoint import LoadedRun, find_checkpoint, load_params
 from sora_jax.training.manifest import read_manifest
@@ -68,7 +69,7 @@ def load_run(
     loaded = load_params(run, step, ema=ema, shardings=shardings)
     if "dit" not in loaded.params:
         raise UserError(f"{run} is no generator's run: it trained {', '.join(loaded.params)}")
-    latents = latents or Path(loaded.config["data"]["path"])
+    latents = latents or data_path(loaded.config)
     if not (latents / "autoencoder").exists():
         raise UserError(f"the run's latents are not at {latents}; say where they are with --latents")
     codec, tokenizer = load_codec(latents / "autoencoder"), Tokenizer.load(latents / "tokenizer.model")
@@ -80,7 +81,7 @@ def load_run(
     if text_encoder is not None:
         described["text_encoder"] = {**described.get("text_encoder", {}), "path": str(text_encoder)}
     model = model_config(described, layout.patch_values, tokenizer.vocab_size)
-    flow = build_config(FlowConfig, loaded.config.get("flow", {}), "config.flow")
+    flow = flow_config(loaded.config)
     return TrainedRun(
         PackedSampler(DiffusionConfig(model, flow), layout, codec.in_tiles(tile or 0), tokenizer, devices),
         loaded.params["dit"],
@@ -105,9 +106,10 @@ def load_frozen(
     model: dict[str, Any], tokenizer: Tokenizer, latents: Path, fingerprints: dict[str, str], mesh: Mesh | None
 ) -> Frozen:
     """The frozen text encoder of `config.model`, if it has one, on the devices. Raises UserError for another one."""
-    encoder = load_text_encoder(model, tokenizer, latents)
-    if encoder is None:
+    source = text_encoder_config(model)
+    if source is None:
         return {}
+    encoder = load_text_encoder(source, tokenizer, latents)
     expected, path = fingerprints.get("text_encoder", "none"), model["text_encoder"]["path"]
     _check_same(f"{path} holds text encoder", encoder.fingerprint, expected, "say where that is with --text_encoder")
     frozen = {"text_encoder": encoder.params}

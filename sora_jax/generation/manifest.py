@@ -15,6 +15,7 @@ from typing import Any
 from data_pipeline.errors import UserError, from_os_error
 
 RECIPE, MERGED, PART = "recipe.json", "samples.jsonl", "samples.{}-of-{}.part.jsonl"
+EXPANDED = "expanded_prompts.jsonl"
 
 
 class Manifest:
@@ -34,19 +35,12 @@ class Manifest:
     def lines(self) -> dict[int, dict[str, Any]]:
         """Number of a sample -> its line, of those whose file is there as it was written."""
         # The parts first: a process that merges them writes the whole before it takes them away.
-        found = [line for path in (*_parts(self.out), self.out / MERGED) for line in _read_lines(path)]
-        return {line["number"]: line for line in found if self._is_there(line)}
+        found = [line for path in (*_parts(self.out), self.out / MERGED) for line in read_lines(path)]
+        return {line["number"]: line for line in found if isinstance(line.get("number"), int) and self._is_there(line)}
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds the line of a file that is in place; safe from several threads."""
-        data = (json.dumps({**line, "recipe": self.recipe}) + "\n").encode()
-        try:
-            with self._part.open("ab", buffering=0) as file:
-                if file.tell() and not _ends_with_newline(self._part):
-                    data = b"\n" + data  # a line that a kill cut short must not swallow this one
-                file.write(data)
-        except OSError as error:
-            raise from_os_error(error, f"writing {self._part}") from error
+        append_line(self._part, {**line, "recipe": self.recipe})
 
     def merge(self, num: int) -> int:
         """Puts the lines of all processes into `samples.jsonl`, in order, if the samples 0 … `num` - 1 are all there.
@@ -71,7 +65,7 @@ class Manifest:
 
 def forget(out: Path) -> None:
     """Makes the folder one without a recipe: the next job makes all of its samples."""
-    for path in (out / RECIPE, out / MERGED, *_parts(out)):
+    for path in (out / RECIPE, out / MERGED, out / EXPANDED, *_parts(out)):
         path.unlink(missing_ok=True)
 
 
@@ -122,8 +116,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:24]}…"
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a manifest or a part; one that a kill cut short is none."""
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """One line of JSON more, in one write."""
+    data = (json.dumps(line) + "\n").encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            if file.tell() and not _ends_with_newline(path):
+                data = b"\n" + data  # a line that a kill cut short must not swallow this one
+            file.write(data)
+    except OSError as error:
+        raise from_os_error(error, f"writing {path}") from error
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; one that a kill cut short is none."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:  # merged by another process in the meantime
@@ -133,7 +139,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("number"), int):
+        if isinstance(line, dict):
             yield line
 
 

@@ -18,12 +18,16 @@ from sora_jax.generation.conditioning import ConditionOptions
 from sora_jax.generation.manifest import file_digest
 
 MAX_SEED = 2**31 - 1
+OF_EXPANSION = ("expanded_prompt", "expander")
+"""What is no flag's, and in no manifest of prompts that are sampled as they are."""
 
 
 @dataclass(frozen=True)
 class SampleOptions(ConditionOptions):
     """One video, or image (`frames` 1). `size` is (width, height) in pixels, or "WIDTHxHEIGHT". Of what is made of a
     video `frames` counts the new ones, or those that are edited; open, they are what fits the trained window, or all.
+
+    `expanded_prompt` is sampled in the prompt's place, if there is one; `expander` says who wrote it.
 
     Raises UserError for what no run could do; what a run cannot do is said when it is known.
     """
@@ -40,6 +44,8 @@ class SampleOptions(ConditionOptions):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
     shift: float = 0.0
+    expanded_prompt: str = ""
+    expander: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,13 +53,18 @@ class SampleOptions(ConditionOptions):
             object.__setattr__(self, "size", parse_size(self.size))
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"--seed is {self.seed}, but must be from 0 to {MAX_SEED}")
-        for name in ("prompt", "negative_prompt"):
+        for name in ("prompt", "expanded_prompt", "negative_prompt"):
             check_text(getattr(self, name), name)
         if self.negative_prompt.strip() and self.guidance == 1.0:
             raise UserError("--negative_prompt has no effect with --guidance 1; ask for more guidance, or leave it out")
         self.sampling()
         if isinstance(self.size, tuple):
             check_memory(self.frames or 1, self.size[1], self.size[0])
+
+    @property
+    def text(self) -> str:
+        """What is sampled."""
+        return self.expanded_prompt or self.prompt
 
     def sampling(self) -> SamplingConfig:
         """How the way from noise to the sample is solved. Raises UserError for settings that nothing can solve."""
@@ -79,6 +90,7 @@ class SampleOptions(ConditionOptions):
         assert isinstance(self.size, tuple) and isinstance(self.image, tuple), "resolve them first"
         of_conditions = {field.name for field in dataclasses.fields(ConditionOptions)}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in of_conditions}
+        values = {name: value for name, value in values.items() if value or name not in OF_EXPANSION}
         values |= {"size": "{}x{}".format(*self.size), "guidance_interval": list(self.guidance_interval)}
         files = [Path(path) for path in (*self.image, self.video, self.connect, self.mask) if path]
         digests = {"condition_sha256": {str(path): file_digest(path) for path in files}} if files else {}
@@ -87,7 +99,7 @@ class SampleOptions(ConditionOptions):
     def request(self) -> Request:
         """What the sampler is asked for; of resolved options."""
         assert isinstance(self.size, tuple) and self.frames is not None and self.fps is not None, "resolve them first"
-        request = Request(self.prompt, *self.size, self.frames, self.fps, self.seed)
+        request = Request(self.text, *self.size, self.frames, self.fps, self.seed)
         return dataclasses.replace(request, negative_prompt=self.negative_prompt)
 
 

@@ -9,7 +9,7 @@ line and the field of what is wrong.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,23 @@ NEEDED = ("at", "prompt")
 
 @dataclass(frozen=True)
 class Scene:
-    """One shot of a storyboard, from `at_s` seconds on. `image`: a key frame's file, or none."""
+    """One shot of a storyboard, from `at_s` seconds on. `image`: a key frame's file, or none. `expanded_prompt`: what
+    is sampled in the prompt's place, if there is one."""
 
     at_s: float
     prompt: str
     image: str = ""
     cut: bool = False
+    expanded_prompt: str = ""
+
+    @property
+    def text(self) -> str:
+        """What is sampled."""
+        return self.expanded_prompt or self.prompt
+
+    def described(self) -> dict[str, Any]:
+        """As a manifest tells it."""
+        return {name: value for name, value in asdict(self).items() if value or name != "expanded_prompt"}
 
 
 def read_storyboard(path: Path) -> list[Scene]:

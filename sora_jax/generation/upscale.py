@@ -11,10 +11,10 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.video_io import probe
 from sora_jax.generation.loading import TrainedRun
-from sora_jax.generation.options import SampleOptions, changed
+from sora_jax.generation.options import OF_EXPANSION, SampleOptions, changed
 
 STRENGTH = 0.6
-OF_DRAFT = ("prompt", "negative_prompt", "seed", "fps", "steps", "guidance", "solver")
+OF_DRAFT = ("prompt", *OF_EXPANSION, "negative_prompt", "seed", "fps", "steps", "guidance", "solver")
 
 
 def draft_options(options: SampleOptions, run: TrainedRun) -> SampleOptions:
@@ -57,6 +57,8 @@ def upscale_options(draft: Path, options: SampleOptions, prompt: str | None) -> 
         noted = {name: note[name] for name in OF_DRAFT if name in note} | {"size": note.get("upscale", {}).get("size")}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is no note of a draft ({error}): delete it, or make the draft again") from error
+    if prompt is not None:  # another one than the draft's, for all that the note knows
+        noted = {name: value for name, value in noted.items() if name not in OF_EXPANSION}
     defaults, prompt = SampleOptions(), noted.get("prompt") if prompt is None else prompt
     if prompt is None:
         raise UserError(f"there is no {path} that says what {draft} shows: give its --prompt")

@@ -141,16 +141,27 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Video tokens attend to the text tokens of their own segment. Starts as the identity: its output is zero."""
+    """Video tokens attend to the text tokens of their own segment. Starts as the identity: with `starts_at_zero`, its
+    output is zero."""
 
-    def __init__(self, width: int, text_width: int, num_heads: int, dtype: str, rngs: nnx.Rngs, kernel: str = "auto"):
+    def __init__(
+        self,
+        width: int,
+        text_width: int,
+        num_heads: int,
+        dtype: str,
+        rngs: nnx.Rngs,
+        kernel: str = "auto",
+        starts_at_zero: bool = True,
+    ):
         head, kind = width // num_heads, DTYPES[dtype]
+        first = nnx.initializers.zeros if starts_at_zero else nnx.initializers.lecun_normal()
         self.query = nnx.LinearGeneral(width, (num_heads, head), dtype=kind, rngs=rngs)
         self.key = nnx.LinearGeneral(text_width, (num_heads, head), dtype=kind, rngs=rngs)
         self.value = nnx.LinearGeneral(text_width, (num_heads, head), dtype=kind, rngs=rngs)
         self.query_norm, self.key_norm = RMSNorm(head), RMSNorm(head)
         self.attention_out = nnx.LinearGeneral(
-            (num_heads, head), width, axis=(-2, -1), dtype=kind, rngs=rngs, kernel_init=nnx.initializers.zeros
+            (num_heads, head), width, axis=(-2, -1), dtype=kind, rngs=rngs, kernel_init=first
         )
         self.kernel = kernel
 

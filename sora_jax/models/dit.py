@@ -28,6 +28,7 @@ from sora_jax.models.layers import (
     sinusoidal,
     stack,
 )
+from sora_jax.models.low_precision import MATMULS, use_matmul
 from sora_jax.models.rope import Angles, rotary_3d
 from sora_jax.models.t5 import T5Config
 from sora_jax.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -40,6 +41,8 @@ class DitConfig:
     """Sizes of one model. `patch_values` is P, the values of one patch: patch height x width x latent channels.
 
     `text` is the encoder trained with the model, or a frozen T5, whose features the batch brings as `text_features`.
+    `matmul` is how the blocks multiply by their weights (`low_precision.py`); what is computed once a group, and the
+    layers before and after the blocks, stay as they are.
     """
 
     patch_values: int
@@ -53,6 +56,7 @@ class DitConfig:
     dtype: str = "float32"
     remat: str = "none"
     attention_kernel: str = "auto"
+    matmul: str = "full"
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
@@ -64,6 +68,7 @@ class DitConfig:
             raise UserError(f"the DiT's depth is {self.depth}, but must be at least 1")
         for name, value, valid in (
             ("attention_kernel", self.attention_kernel, ("auto", *KERNELS)),
+            ("matmul", self.matmul, tuple(MATMULS)),
             ("modulation", self.modulation, ("adaln_zero", "adaln_single")),
             ("dtype", self.dtype, tuple(DTYPES)),
             ("remat", self.remat, tuple(REMAT_POLICIES)),
@@ -101,6 +106,7 @@ class DitBlock(nnx.Module):
         self.norm_mlp = RMSNorm(cfg.width, use_scale=False)
         self.mlp_in = nnx.Linear(cfg.width, cfg.width * cfg.mlp_ratio, dtype=kind, rngs=rngs)
         self.mlp_out = nnx.Linear(cfg.width * cfg.mlp_ratio, cfg.width, dtype=kind, rngs=rngs)
+        use_matmul(cfg.matmul, self.attention, self.cross, self.mlp_in, self.mlp_out)
         if cfg.modulation == "adaln_zero":
             self.modulation = zero_linear(cfg.width, 6 * cfg.width, cfg, rngs)
         else:
@@ -228,11 +234,14 @@ def zero_linear(width_in: int, width_out: int, cfg: DitConfig, rngs: nnx.Rngs) -
     return nnx.Linear(width_in, width_out, kernel_init=zeros, dtype=DTYPES[cfg.dtype], rngs=rngs)
 
 
-def forward_flops(cfg: DitConfig, video_lengths: Sequence[int], text_lengths: Sequence[int]) -> dict[str, float]:
+def forward_flops(
+    cfg: DitConfig, video_lengths: Sequence[int], text_lengths: Sequence[int], is_text_cached: bool = False
+) -> dict[str, float]:
     """FLOPs of one forward pass over segments with these numbers of video and text tokens, by part.
 
     Every token pays for the weights that it passes through; modulation is paid for by noise groups (at most two a
-    segment: one is counted). The conventions are those of `flops.py`.
+    segment: one is counted). A frozen text encoder whose features are cached costs nothing. The conventions are those
+    of `flops.py`.
     """
     video, text, groups = float(sum(video_lengths)), float(sum(text_lengths)), len(video_lengths)
     d, e, m = cfg.width, cfg.text_width, cfg.width * cfg.mlp_ratio
@@ -250,8 +259,7 @@ def forward_flops(cfg: DitConfig, video_lengths: Sequence[int], text_lengths: Se
     parts["patches"] = flops.linear(video, 2 * cfg.patch_values + 3 * POSITION_FEATURES, d)
     if isinstance(cfg.text, T5Config):
         parts["text_in"] = flops.linear(text, cfg.text.width, d)
-        parts[FROZEN_TEXT] = t5.forward_flops(cfg.text, text_lengths)
-        return parts
+        return parts if is_text_cached else {**parts, FROZEN_TEXT: t5.forward_flops(cfg.text, text_lengths)}
     parts["text_encoder"] = cfg.text.depth * (
         flops.linear(text, e, 4 * e + 2 * e * cfg.text.mlp_ratio) + flops.attention(text_lengths, text_lengths, e)
     )

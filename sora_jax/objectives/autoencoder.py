@@ -17,9 +17,9 @@ from PIL import Image
 
 from data_pipeline.clip_stream import ClipSource, ClipStreamConfig
 from data_pipeline.errors import UserError
-from data_pipeline.prefetch import make_stream
+from data_pipeline.prefetch import first_batches, make_stream
 from sora_jax import flops
-from sora_jax.config import OptimConfig, TrainConfig, at_least, build_config, check_sections, choose
+from sora_jax.config import OptimConfig, TrainConfig, at_least, build_config, build_data, check_sections, choose
 from sora_jax.models.autoencoder import AutoencoderConfig, Posterior, VideoAutoencoder, forward_flops
 from sora_jax.models.codec import apply, to_float
 from sora_jax.models.discriminator import Discriminator, GanConfig
@@ -104,7 +104,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         task=task,
         train=train,
         make_batches=lambda start, num: make_stream(source, start, num, train.num_workers),
-        eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
+        eval_batches=lambda _: first_batches(heldout, train.eval_batches),
         config=dict(config),
     )
 
@@ -127,9 +127,7 @@ def without_data(config: Mapping[str, Any]) -> Task:
 
 def stream_config(config: Mapping[str, Any]) -> ClipStreamConfig:
     """The crops from a run's config; the global batch and the seed are the run's own."""
-    data = {k: v for k, v in dict(config["data"]).items() if k != "path"}
-    shared = {"batch_size": config["train"]["batch_rows"], "seed": config["train"].get("seed", 0)}
-    return build_config(ClipStreamConfig, {**shared, **data}, "config.data")
+    return build_data(ClipStreamConfig, config)
 
 
 def heldout_source(path: str, stream: ClipStreamConfig, rows: tuple[int, int]) -> ClipSource | None:

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 
 from data_pipeline.errors import UserError
 from data_pipeline.prefetch import make_stream
-from data_pipeline.stream import LatentSource, StreamConfig
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.stages import StagedSource, fingerprint_of
 from sora_jax import flops
 from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections, choose
 from sora_jax.diffusion import flow
@@ -23,9 +22,11 @@ from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig, PreviewConfig, load_generator, make_preview
 from sora_jax.models.dit import FROZEN_TEXT, SIZES, Dit, DitConfig, forward_flops
 from sora_jax.models.layers import initialise
-from sora_jax.models.t5_files import T5Weights, TextEncoderSource, find_tokenizer, load_t5, read_t5_config
+from sora_jax.models.t5_files import read_t5_config
+from sora_jax.objectives.data_stages import data_path, data_stages, flow_config
+from sora_jax.objectives.frozen_text import cached_width, frozen_text, text_encoder_config
 from sora_jax.parallel import check_tokens, process_rows
-from sora_jax.types import Batch, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
+from sora_jax.types import Batch, DataStage, Frozen, LossOutput, ParamGroup, Params, Prepared, Sums, Task
 
 TIME_BUCKETS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 """Held-out loss is reported at these times: its mean over a run's own times hides where a model is weak."""
@@ -36,36 +37,39 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     check_sections(config, required=("data", "model", "optim", "train"), optional=("flow", "preview"))
     optim = build_config(OptimConfig, config["optim"], "config.optim")
     train = build_config(TrainConfig, config["train"], "config.train")
-    stream = stream_config(config)
-    check_tokens(train.mesh, stream.row_tokens)
-    path, rows = Path(config["data"]["path"]), process_rows(train.batch_rows, train.mesh)
-    source = LatentSource(path, stream, "train", rows)
-    manifest = source.reader.manifest
-    heldout = LatentSource(path, stream, "heldout", rows) if manifest.counts["heldout"] else None
-    model = model_config(config["model"], source.layout.patch_values, source.tokenizer.vocab_size)
-    encoder = load_text_encoder(config["model"], source.tokenizer, path)
-    cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
+    stages, path = data_stages(config), data_path(config)
+    for stage in stages:
+        check_tokens(train.mesh, stage.stream.row_tokens)
+    rows = [process_rows(stage.stream.batch_rows, train.mesh) for stage in stages]
+    source, heldout = (StagedSource(stages, split, rows) for split in ("train", "heldout"))
+    layout, tokenizer = stages[-1].stream.layout(source.channels), source.tokenizer
+    model = model_config(config["model"], layout.patch_values, tokenizer.vocab_size)
+    width = cached_width(stages[-1].stream, model.text)
     preview = build_config(PreviewConfig, config.get("preview", {}), "config.preview")
-    generator = load_generator(cfg, source.layout, path)
-    generator.codec.check_fingerprint(manifest.metadata["autoencoder_fingerprint"], path)
+    shows = bool(preview.prompts) and train.preview_every > 0 and jax.process_index() == 0
+    text = frozen_text(config["model"], tokenizer, path, source.text_features, width, shows)
+    cfg = DiffusionConfig(model, flow_config(config))
+    generator = load_generator(cfg, layout, path)
+    generator.codec.check_fingerprint(source.autoencoder_fingerprint, path)
     generator.fitting(preview.requests())
-    frozen = {} if encoder is None else {"text_encoder": encoder.params}
     task = dataclasses.replace(
-        make_task(cfg, optim, frozen),
+        make_task(cfg, optim, text.of_step),
         preview=make_preview(generator, preview),
+        preview_frozen=text.of_preview,
         fingerprints={
-            "data": manifest.fingerprint,
-            "autoencoder": manifest.metadata["autoencoder_fingerprint"],
-            "tokenizer": source.tokenizer.fingerprint,
-            **({} if encoder is None else {"text_encoder": encoder.fingerprint}),
+            "data": fingerprint_of(source.manifests),
+            "autoencoder": source.autoencoder_fingerprint,
+            "tokenizer": tokenizer.fingerprint,
+            **text.fingerprints,
         },
     )
     return Prepared(
         task=task,
         train=train,
         make_batches=lambda start, num: make_stream(source, start, num, train.num_workers),
-        eval_batches=lambda: (heldout[step] for step in range(train.eval_batches)) if heldout else (),
+        eval_batches=lambda step: heldout.batches_of_stage(max(0, step - 1), train.eval_batches),
         config=dict(config),
+        stages=tuple(DataStage(stage.start, stage.stream.batch_rows) for stage in stages),
     )
 
 
@@ -80,13 +84,6 @@ def make_task(cfg: DiffusionConfig, optim: OptimConfig, frozen: Frozen) -> Task:
         frozen=frozen,
         activations=make_activations(cfg),
     )
-
-
-def stream_config(config: Mapping[str, Any]) -> StreamConfig:
-    """The layout of rows from a run's config; the global batch and the seed are the run's own."""
-    data = {k: v for k, v in dict(config["data"]).items() if k != "path"}
-    shared = {"batch_rows": config["train"]["batch_rows"], "seed": config["train"].get("seed", 0)}
-    return build_config(StreamConfig, {**shared, **data}, "config.data")
 
 
 def model_config(values: Mapping[str, Any], patch_values: int, vocab_size: int) -> DitConfig:
@@ -105,33 +102,6 @@ def model_config(values: Mapping[str, Any], patch_values: int, vocab_size: int) 
     trained = {"vocab_size": vocab_size, **dict(fields.pop("text", {}))}
     text = trained if frozen is None else read_t5_config(Path(frozen.path), frozen.dtype)
     return build_config(DitConfig, {**base, **fields, "text": text, "patch_values": patch_values}, "config.model")
-
-
-def text_encoder_config(model: Mapping[str, Any]) -> TextEncoderSource | None:
-    """`config.model.text_encoder`, if there is one."""
-    values = model.get("text_encoder")
-    return None if values is None else build_config(TextEncoderSource, values, "config.model.text_encoder")
-
-
-def load_text_encoder(model: Mapping[str, Any], tokenizer: Tokenizer, data: Path) -> T5Weights | None:
-    """The frozen encoder that `config.model` names. Raises UserError unless `data` was tokenized for it."""
-    source = text_encoder_config(model)
-    if source is None:
-        return None
-    path = find_tokenizer(Path(source.path))
-    published = Tokenizer.load(path)
-    if published.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"{data} was tokenized with {tokenizer.fingerprint[:12]}, but the text encoder's {path} is "
-            f"{published.fingerprint[:12]}; build the data with `sora-jax data build --tokenizer {path}`"
-        )
-    loaded = load_t5(Path(source.path), source.dtype)
-    if published.vocab_size > loaded.config.vocab_size:
-        raise UserError(
-            f"the tokenizer {path} has {published.vocab_size} pieces, but the text encoder embeds "
-            f"{loaded.config.vocab_size}; they do not belong together"
-        )
-    return loaded
 
 
 def make_loss(cfg: DiffusionConfig) -> Callable[..., LossOutput]:
@@ -154,7 +124,8 @@ def draw_times_and_noise(
     """The noise level of each segment and the noise of each token: functions of the step's key and the global row."""
     rows = row_offset + jnp.arange(batch["tokens"].shape[0])
     keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(rows)
-    times = jax.vmap(lambda k, n: flow.draw_times(k, n, cfg))(keys[:, 0], batch["sample_tokens"])
+    reference = batch.get("reference_tokens", cfg.reference_tokens)
+    times = jax.vmap(lambda k, n: flow.draw_times(k, n, cfg, reference))(keys[:, 0], batch["sample_tokens"])
     noise = jax.vmap(lambda k: jax.random.normal(k, batch["tokens"].shape[1:]))(keys[:, 1])
     return times, noise
 
@@ -183,9 +154,8 @@ def make_evaluate(cfg: DiffusionConfig) -> Callable[..., Sums]:
         batch = with_text_features(cfg.model, frozen, batch)
 
         def at_time(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-            times = flow.shift(
-                jnp.broadcast_to(t, batch["sample_tokens"].shape), batch["sample_tokens"], cfg.flow.reference_tokens
-            )
+            reference = batch.get("reference_tokens", cfg.flow.reference_tokens)
+            times = flow.shift(jnp.broadcast_to(t, batch["sample_tokens"].shape), batch["sample_tokens"], reference)
             errors, weights = velocity_errors(cfg, params["dit"], batch, times, noise)
             return jnp.sum(errors * weights), jnp.sum(weights)
 
@@ -222,4 +192,4 @@ def batch_flops(cfg: DitConfig, batch: Mapping[str, np.ndarray]) -> dict[str, fl
     num_segments = batch["sample_tokens"].shape[1]
     text = [np.bincount(row, minlength=num_segments + 1)[1:] for row in batch["text_segment_ids"]]
     lengths = np.concatenate(text)[batch["sample_tokens"].ravel() > 0]
-    return forward_flops(cfg, video, lengths.tolist())
+    return forward_flops(cfg, video, lengths.tolist(), is_text_cached="text_features" in batch)

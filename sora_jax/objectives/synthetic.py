@@ -13,11 +13,12 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.packing import Row, RowLayout, SampleInput, pack_row, stack_rows
 from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections
-from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
 from sora_jax.models.layers import initialise
 from sora_jax.models.t5 import T5Config, T5Encoder
-from sora_jax.objectives.diffusion import make_task, model_config, stream_config
+from sora_jax.objectives.data_stages import flow_config, one_stage, stream_config
+from sora_jax.objectives.diffusion import make_task, model_config
+from sora_jax.objectives.frozen_text import cached_width
 from sora_jax.parallel import check_tokens
 from sora_jax.types import Frozen, Task
 
@@ -83,23 +84,31 @@ class Synthetic:
         for _ in range(self.sizes.segments):
             latents = rng.standard_normal((*shape, self.layout.channels), np.float32)
             ids = rng.integers(1, self.sizes.vocab_size, self.text_tokens).tolist()
-            samples.append(SampleInput(shape, FPS, COMPRESSION, ids, latents))
+            width = self.layout.text_width
+            features = rng.standard_normal((len(ids), width), np.float32) if width else None
+            samples.append(SampleInput(shape, FPS, COMPRESSION, ids, latents, text_features=features))
         return samples
 
 
 def without_data(config: Mapping[str, Any], sizes: DataSizes) -> Synthetic:
-    """The task of a generator's config. Raises UserError for another task, and for clips that do not fill its rows."""
+    """The task of a generator's config (its last stage, unless it is cut to one).
+
+    Raises UserError for another task, and for clips that do not fill its rows.
+    """
     check_sections(config, required=("data", "model", "optim", "train"), optional=("flow", "preview"))
+    config = one_stage(config)
     train = build_config(TrainConfig, config["train"], "config.train")
     if train.task != "diffusion":
         raise UserError(f"config.train.task is '{train.task}', but only a generator ('diffusion') is measured here")
     optim = build_config(OptimConfig, config["optim"], "config.optim")
-    layout = stream_config(config).layout(sizes.latent_channels)
+    stream = stream_config(config)
+    layout = stream.layout(sizes.latent_channels)
     _check_fit(layout, sizes)
     check_tokens(train.mesh, layout.row_tokens)
     model = model_config(config["model"], layout.patch_values, sizes.vocab_size)
-    cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
-    return Synthetic(make_task(cfg, optim, random_frozen(model.text)), train, optim, cfg, layout, sizes)
+    cfg, text_width = DiffusionConfig(model, flow_config(config)), cached_width(stream, model.text)
+    task = make_task(cfg, optim, {} if text_width else random_frozen(model.text))
+    return Synthetic(task, train, optim, cfg, stream.layout(sizes.latent_channels, text_width), sizes)
 
 
 def random_frozen(text: Any) -> Frozen:

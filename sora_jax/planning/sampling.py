@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 
 from data_pipeline.errors import UserError
 from data_pipeline.packing import row_spec
-from sora_jax.config import build_config, check_sections
+from sora_jax.config import check_sections
 from sora_jax.diffusion.denoiser import SamplingConfig, sample_rows
-from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
 from sora_jax.diffusion.guidance import kind_of
 from sora_jax.diffusion.sharding import network_shardings, row_shardings, spread_length
@@ -27,6 +26,7 @@ from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.models.dit import FROZEN_TEXT, Dit, DitConfig, forward_flops
 from sora_jax.models.layers import initialise
 from sora_jax.objectives import diffusion
+from sora_jax.objectives.data_stages import flow_config, stream_config
 from sora_jax.objectives.synthetic import random_frozen
 from sora_jax.parallel import CONTEXT, FSDP, RULES
 from sora_jax.planning.compile import with_shardings
@@ -100,7 +100,7 @@ def sample_subject(
 ) -> SampleSubject:
     """The sampling of `clip` by the generator that a training config describes."""
     check_sections(config, required=("data", "model"), optional=("flow", "preview", "optim", "train"))
-    layout = diffusion.stream_config(config).layout(codec.latent_channels)
+    layout = stream_config(config).layout(codec.latent_channels)
     with with_published_encoder(config["model"]) as described:
         model = diffusion.model_config(described, layout.patch_values, vocab_size)
     canvas = clip.canvas(codec, layout.patch_size)
@@ -111,7 +111,7 @@ def sample_subject(
     num_rows, shapes = -(-clip.count // shards) * shards, row_spec(layout)
     rows = {name: jax.ShapeDtypeStruct((num_rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     return SampleSubject(
-        config=DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow")),
+        config=DiffusionConfig(model, flow_config(config)),
         sampling=sampling,
         clip=clip,
         canvas=canvas,

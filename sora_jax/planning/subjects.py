@@ -14,11 +14,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.stream import spec as batch_spec
 from sora_jax import flops
 from sora_jax.config import OptimConfig, TrainConfig, build_config, check_sections
-from sora_jax.diffusion.flow import FlowConfig
 from sora_jax.diffusion.generation import DiffusionConfig
 from sora_jax.models.autoencoder import AutoencoderConfig
 from sora_jax.models.dit import DitConfig, forward_flops
 from sora_jax.objectives import diffusion
+from sora_jax.objectives.data_stages import flow_config, one_stage, stream_config
+from sora_jax.objectives.frozen_text import cached_width
 from sora_jax.objectives.synthetic import random_frozen
 from sora_jax.planning.published import with_published_encoder
 from sora_jax.types import Task
@@ -64,23 +65,29 @@ class Subject:
 
 
 def diffusion_subject(config: Mapping[str, Any], assumed: Assumptions) -> Subject:
-    """The generator's training step of a run's config. Raises UserError for a config that `train` would refuse."""
+    """The generator's training step of a run's config (its last stage, unless it is cut to one).
+
+    Raises UserError for a config that `train` would refuse.
+    """
     check_sections(config, required=("data", "model", "optim", "train"), optional=("flow", "preview"))
+    config = one_stage(config)
     train = build_config(TrainConfig, config["train"], "config.train")
     if train.task != "diffusion":
         raise UserError(f"the config trains the task '{train.task}', but a generator's (diffusion) is needed here")
-    stream = diffusion.stream_config(config)
+    stream = stream_config(config)
     with with_published_encoder(config["model"]) as described:
         patch_values = stream.layout(assumed.latent_channels).patch_values
         model = diffusion.model_config(described, patch_values, assumed.vocab_size)
-    cfg = DiffusionConfig(model, build_config(FlowConfig, config.get("flow", {}), "config.flow"))
+    cfg = DiffusionConfig(model, flow_config(config))
     optim = build_config(OptimConfig, config["optim"], "config.optim")
-    frozen = jax.eval_shape(functools.partial(random_frozen, model.text))
-    shapes = batch_spec(stream, assumed.latent_channels)
+    text_width = cached_width(stream, model.text)
+    frozen = {} if text_width else jax.eval_shape(functools.partial(random_frozen, model.text))
+    shapes = batch_spec(stream, assumed.latent_channels, text_width=text_width)
     batch = {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items() if name != "num_unreadable"}
     segments = min(assumed.segments, stream.row_segments)
     lengths = flops.equal_parts(stream.row_tokens, segments), flops.equal_parts(stream.row_text, segments)
-    parts = {name: value * train.batch_rows for name, value in forward_flops(model, *lengths).items()}
+    parts = forward_flops(model, *lengths, is_text_cached=text_width > 0)
+    parts = {name: value * train.batch_rows for name, value in parts.items()}
     return Subject(
         task=diffusion.make_task(cfg, optim, frozen),
         train=train,

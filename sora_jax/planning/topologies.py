@@ -181,6 +181,8 @@ def prepare_environment(topology: Topology) -> None:
     if needed and importlib.util.find_spec(needed[0]) is None:
         raise UserError(f"a plan for {topology.name} needs {needed[0]}: pip install 'sora-jax[{needed[1]}]'")
     os.environ["JAX_PLATFORMS"] = "cpu"  # the planning machine's own devices compute nothing
+    if needed:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a program for absent devices cannot be read back
     if platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

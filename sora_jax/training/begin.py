@@ -24,9 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_keep_best(prepared: Prepared, mesh: Mesh) -> None:
-    """Raises UserError if `keep_best` names no metric of the task's held-out evaluation."""
+    """Raises UserError if `keep_best` names no metric of the held-out evaluation, or one that stages do not share."""
     task, config = prepared.task, prepared.train
-    first = next(iter(prepared.eval_batches()), None)
+    if len(prepared.stages) > 1:
+        raise UserError(
+            f"config.train.keep_best is '{config.keep_best}', but config.data.stages has {len(prepared.stages)}, and "
+            "what one stage holds out does not compare with another's: leave keep_best empty, or set keep_every"
+        )
+    first = next(iter(prepared.eval_batches(0)), None)
     if first is None:
         raise UserError(f"config.train.keep_best is '{config.keep_best}', but the data set has no held-out clips")
     with jax.set_mesh(mesh):

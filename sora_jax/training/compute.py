@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sora_jax.objectives.data_stages import capacity_until, one_stage
 from sora_jax.training.checkpoint import CHECKPOINTS, committed_steps, find_checkpoint, saved_shapes
 from sora_jax.training.metrics import read_metrics
 from sora_jax.training.run_directory import CONFIG
@@ -48,11 +49,11 @@ def read_spent(run: Path) -> Spent:
     """What `run` took, step by step; `parameters` is 0 where no checkpoint says how many there are."""
     config = json.loads((run / CONFIG).read_text())
     parameters = count_parameters(run) if committed_steps(run / CHECKPOINTS) else 0.0
-    row_tokens = config.get("data", {}).get("row_tokens")
     rows = [row for row in read_metrics(run) if row["kind"] == "train"]
-    if row_tokens is None or not rows:
+    is_staged = config.get("train", {}).get("task") == "diffusion"  # other tasks' stages change no row
+    if not rows or "row_tokens" not in (one_stage(config) if is_staged else config).get("data", {}):
         return Spent(parameters, (), ())
-    steps, tokens = _live_tokens(rows, config["train"]["batch_rows"] * row_tokens)
+    steps, tokens = _live_tokens(rows, capacity_until(config, [row["step"] for row in rows]))
     return Spent(parameters, steps, tokens)
 
 
@@ -62,14 +63,16 @@ def count_parameters(run: Path) -> float:
     return float(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)))
 
 
-def _live_tokens(rows: Sequence[dict[str, Any]], capacity: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Steps, and the tokens of all steps until each: rows by their size, less the padding that was measured; a row
-    without it counts as the mean of the others."""
+def _live_tokens(
+    rows: Sequence[dict[str, Any]], capacity: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Steps, and the tokens of all steps until each: what they hold (`capacity`), less the padding that was measured; a
+    row without it counts as the mean of the others."""
     known = [row["padding"] for row in rows if row.get("padding") is not None]
     mean = sum(known) / max(len(known), 1)
     steps, padding = (
         np.array([row["step"] for row in rows], float),
         np.array([mean if row.get("padding") is None else row["padding"] for row in rows], float),
     )
-    tokens = np.cumsum(np.diff(steps, prepend=0.0) * capacity * (1 - padding))
+    tokens = np.cumsum(np.diff(np.asarray(capacity, float), prepend=0.0) * (1 - padding))
     return tuple(steps.tolist()), tuple(tokens.tolist())

@@ -89,7 +89,8 @@ def train(
     begun, workdir, started = time.perf_counter(), Path(workdir), started or time.time()
     task, config = prepared.task, prepared.train
     mesh = make_mesh(config.mesh, devices)
-    check_rows(mesh, config.batch_rows, config.microbatches)
+    for rows in [stage.batch_rows for stage in prepared.stages] or [config.batch_rows]:
+        check_rows(mesh, rows, config.microbatches)
     if config.init_from and not known_steps(workdir, config.fast_dir):
         find_checkpoint(*parse_reference(config.init_from))
     training_step.abstract_state(task, config)  # a model that cannot be built fails before anything is written
@@ -229,7 +230,7 @@ class Run:
                     if known
                     else self._compiling(meter, max(feed.shapes, key=lambda s: np.prod(s[1])))
                 ):
-                    limits = self.history.limits(IN_FLIGHT - meter.num_in_flight)
+                    limits = self.history.limits(IN_FLIGHT - meter.num_in_flight, self._stage_start(step))
                     if not known:
                         compile_together(train_step, state, frozen, batch, limits)
                     state, step_metrics = train_step(state, frozen, batch, limits)
@@ -259,6 +260,10 @@ class Run:
             meter.close()
         self.ledger.enter("stop")
         return step
+
+    def _stage_start(self, step: int) -> int:
+        """The last step before the stage of the data in which `step` is."""
+        return max((stage.start for stage in self.prepared.stages if stage.start < step), default=0)
 
     def _take_ahead(self, feed: Feed, agreement: StopAgreement, meter: Meter) -> dict[str, jax.Array] | None:
         """The next batch, or None when the signal that asks to stop has ended the loader's workers too."""
@@ -334,7 +339,7 @@ class Run:
         self.progress.say(f"first step of {array[0]} {array[1]}, compilation included: {seconds:.1f} s")
 
     def _evaluate(self, step: int, state: TrainState, frozen: Frozen) -> None:
-        batches = itertools.islice(self.prepared.eval_batches(), self.prepared.train.eval_batches)
+        batches = itertools.islice(self.prepared.eval_batches(step), self.prepared.train.eval_batches)
         sums, first = [], None
         for number, held_out in enumerate(batches):
             batch = put_batch(held_out, self.mesh)
@@ -356,7 +361,9 @@ class Run:
         if is_leader():
             folder = self.workdir / PREVIEWS
             folder.mkdir(exist_ok=True)
-            frozen = frozen if jax.process_count() == 1 else put_frozen(self.prepared.task.frozen, mesh)
+            task = self.prepared.task
+            if jax.process_count() > 1 or task.preview_frozen:
+                frozen = put_frozen({**dict(task.frozen), **dict(task.preview_frozen)}, mesh)
             with jax.set_mesh(mesh):
                 paths = self.prepared.task.preview(params, frozen, folder, step)
             self.progress.say(f"step {step} preview: {', '.join(map(str, paths))}")

@@ -26,7 +26,7 @@ from sora_jax.config import OptimConfig, choose
 from sora_jax.parallel import path_of
 
 # The autoencoder's blocks have names of their own (`blocks/stage_0/block_1`): nothing of them is stacked.
-STACKED = re.compile(r"(^|/)blocks(/(?!stage_)|$)")
+STACKED = re.compile(r"(^|/)(cross_)?blocks(/(?!stage_)|$)")
 NO_DECAY = re.compile(r"bias|scale|norm|embedding|table")
 NOT_MUON = re.compile(r"bias|scale|norm|embedding|table|patch_in|patch_out")
 INPUT_DIM_FIRST = re.compile(r"(query|key|value|qkv)(/|$)")

@@ -64,7 +64,7 @@ def describe_row(row: Mapping[str, float], left_s: float) -> str:
         parts.append(f"padding {row['padding']:.1%}")
     if "mfu" in row:
         parts.append(f"MFU {row['mfu']:.1%}")
-    if row.get("data_wait", 0) > 0.05:
+    if row.get("data_wait", 0) >= 0.005:
         parts.append(f"waiting for data {row['data_wait']:.0%}")
     if row.get("skipped_total"):
         parts.append(f"{row['skipped_total']:.0f} steps skipped")

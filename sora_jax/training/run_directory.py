@@ -7,6 +7,7 @@ how long, how often or on what the run goes.
 
 import dataclasses
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ EXTENDABLE = frozenset(
 )
 """Fields of `config.train` that may change within a run; `mesh` and `microbatches` change only the rounding, and a run
 that spikes must be given its limits while it lasts."""
+
+
+PATHS = re.compile(r"model\.text_encoder\.path|data\.(stages\.\d+\.)?(mixture\.\d+\.)?path")
 
 
 def open_run(workdir: Path, description: Mapping[str, Any], has_checkpoint: bool) -> None:
@@ -74,7 +78,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _is_extendable(name: str) -> bool:
-    if name in ("data.path", "model.text_encoder.path"):  # these may move; their fingerprints may not change
+    if PATHS.fullmatch(name):  # these may move; their fingerprints may not change
         return True
     parts = name.split(".")
     if parts[0] == "preview":  # pictures for people: they change nothing of the run
@@ -93,6 +97,8 @@ def _check_fingerprints(known: Mapping[str, str], given: Mapping[str, str], wher
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
+        if isinstance(value, list | tuple) and value and all(isinstance(part, Mapping) for part in value):
+            value = {str(number): part for number, part in enumerate(value)}
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{name}.")
         else:

@@ -95,17 +95,18 @@ class History:
         self._steps.append(Judged(step, not metrics["skipped"], values, self._limits.popleft()))
         return self._steps[-1]
 
-    def limits(self, num_unknown: int) -> Float[np.ndarray, "groups 2"] | None:
+    def limits(self, num_unknown: int, since: int = 0) -> Float[np.ndarray, "groups 2"] | None:
         """The highest loss and gradient norm of each group at which the next step is applied; None without a limit.
 
-        The last `num_unknown` steps are left out of account, because another start may not know them yet.
+        Only steps after `since` count: other data has other losses. The last `num_unknown` steps are left out of
+        account, because another start may not know them yet.
         """
-        self._limits.append(self._limits_of_next(num_unknown) if self._config.spike_sigma else None)
+        self._limits.append(self._limits_of_next(num_unknown, since) if self._config.spike_sigma else None)
         return self._limits[-1]
 
-    def _limits_of_next(self, num_unknown: int) -> np.ndarray:
+    def _limits_of_next(self, num_unknown: int, since: int) -> np.ndarray:
         known = list(self._steps)[: max(0, len(self._steps) - num_unknown)][-WINDOW:]
-        rows = np.array([s.values for s in known if np.isfinite(s.values).all()], np.float64)
+        rows = np.array([s.values for s in known if s.step > since and np.isfinite(s.values).all()], np.float64)
         if len(rows) < LEAST:
             return np.full((len(self._names), 2), np.inf, np.float32)
         median = np.median(rows, axis=0)

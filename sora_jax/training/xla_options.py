@@ -20,8 +20,10 @@ OPTIONS: dict[str, dict[str, str]] = {
         "xla_gpu_enable_pipelined_reduce_scatter": "True",
         "xla_gpu_enable_pipelined_all_reduce": "True",
     },
-    # The latency-hiding scheduler and asynchronous all-gathers are libtpu's defaults (0.0.42).
-    "tpu": {},
+    # The latency-hiding scheduler and asynchronous all-gathers are libtpu's defaults (0.0.42). So is to split a matmul
+    # whose weights are gathered into one for each shard, whose partial results go through memory each time: with rows
+    # of 16,384 tokens two thirds of a step's traffic (LOG.md, "split matmuls"). Above this many MiB it would be done.
+    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
 }
 
 

@@ -33,7 +33,13 @@ def make_index(
 
 
 def write_latents(
-    directory: Path, num_clips: int, num_heldout: int = 0, seed: int = 0, foreign: int = -1, fingerprint: str = "ae"
+    directory: Path,
+    num_clips: int,
+    num_heldout: int = 0,
+    seed: int = 0,
+    foreign: int = -1,
+    fingerprint: str = "ae",
+    source: str = "human",
 ) -> Path:
     """A finished latent data set of mixed shapes, rates and captions; record `foreign` is another autoencoder's."""
     rng = np.random.default_rng(seed)
@@ -52,17 +58,24 @@ def write_latents(
             clip_id=f"clip{number}", source_id=f"{number}.mp4", group_id=f"g{number}",
             split="train" if number < num_clips else "heldout", latents=values.tobytes(), shape=shape,
             fps=(8.0, 12.0, 24.0)[number % 3], start_s=0.0, temporal_compression=4, spatial_compression=8,
-            captions=tuple(Caption(text, "human", "en", tokenizer.num_tokens(text)) for text in group), scores={},
+            captions=tuple(Caption(text, source, "en", tokenizer.num_tokens(text)) for text in group), scores={},
             autoencoder_fingerprint="other" if number == foreign else fingerprint, data_fingerprint="data",
         ))  # fmt: skip
     writer.finish()
     return directory
 
 
-def write_clips(directory: Path, shapes: Sequence[tuple[int, int, int]], damaged: Sequence[int] = ()) -> Path:
+def write_clips(
+    directory: Path,
+    shapes: Sequence[tuple[int, int, int]],
+    damaged: Sequence[int] = (),
+    captions: Sequence[Sequence[tuple[str, str]]] = (),
+) -> Path:
     """A finished clip data set. Pixel (row, column) of frame f of clip n is (8 n, 4 row, 4 column) + f, nearly:
-    png for one frame, else mp4. The bytes of `damaged` clips are noise."""
-    writer = ShardWriter(directory, "clip", records_per_shard=8, tokenizer=Tokenizer.train(["a ball"]))
+    png for one frame, else mp4. The bytes of `damaged` clips are noise. `captions` are (text, source) of each clip."""
+    captions = captions or [[("a ball", "human")]] * len(shapes)
+    tokenizer = Tokenizer.train([text for group in captions for text, _ in group])
+    writer = ShardWriter(directory, "clip", records_per_shard=8, tokenizer=tokenizer)
     for number, (frames, height, width) in enumerate(shapes):
         video = np.zeros((frames, height, width, 3), np.uint8)
         video[..., 0] = 8 * number
@@ -75,7 +88,8 @@ def write_clips(directory: Path, shapes: Sequence[tuple[int, int, int]], damaged
             clip_id=f"clip{number}", source_id=f"{number}.{ending}", group_id=f"g{number}", split="train", video=data,
             media_type=f"video/{ending}", start_s=0.0, end_s=frames / 8.0, fps=8.0, num_frames=frames, height=height,
             width=width, crop=(0, 0, height, width), colour={}, license="CC0-1.0",
-            checksum=hashlib.sha256(data).hexdigest(), captions=(Caption("a ball", "human", "en", 3),),
+            checksum=hashlib.sha256(data).hexdigest(),
+            captions=tuple(Caption(text, kind, "en", tokenizer.num_tokens(text)) for text, kind in captions[number]),
         ))  # fmt: skip
     writer.finish()
     return directory

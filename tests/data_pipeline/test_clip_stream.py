@@ -130,3 +130,18 @@ def test_bad_arguments_are_user_errors(clips: Path) -> None:
         dataclasses.replace(CFG, weights=(1.0,))
     with pytest.raises(UserError, match="crops are"):
         ClipStreamConfig(crops=(), batch_size=1)
+
+
+def test_of_several_rates_each_clip_draws_one_that_it_has(tmp_path, clips_in) -> None:
+    clips = clips_in(tmp_path, [(9, 16, 16)] * 12)  # 8 frames a second each; frame f is brighter by f
+    source = ClipSource(clips, ClipStreamConfig(crops=((3, 16, 16),), batch_size=4, rates=(4.0, 8.0, 60.0)))
+    steps: dict[int, set[int]] = {}
+    for step in range(12):
+        batch = source[step]
+        for clip, video in zip(batch["clip_ids"].tolist(), batch["video"], strict=True):
+            brighter = np.diff(video.astype(int).mean(axis=(1, 2, 3)))
+            steps.setdefault(clip, set()).update(np.round(brighter).astype(int).tolist())
+    assert all(len(found) == 1 for found in steps.values()), "a clip keeps its rate"
+    assert set().union(*steps.values()) == {1, 2}
+    with pytest.raises(UserError, match="fps None then"):
+        ClipStreamConfig(crops=((3, 16, 16),), batch_size=4, fps=8.0, rates=(4.0,))

@@ -3,6 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from data_pipeline.errors import UserError
 from data_pipeline.latents import Encoding, WindowConfig, cut_windows, encode_latents
 from data_pipeline.shards import ShardReader
 
@@ -60,3 +61,19 @@ def test_a_clip_that_does_not_decode_is_rejected_and_counted(tmp_path, clips_in)
     clips = clips_in(tmp_path / "clips", [(5, 16, 24), (5, 16, 24)], damaged=[1])
     counts = encode_latents(clips, tmp_path / "latents", ENCODING, WindowConfig(), lambda: None)
     assert (counts["windows"], counts["rejected"]) == (1, 1)
+
+
+def test_of_several_rates_each_clip_draws_one_that_it_has(tmp_path, clips_in):
+    clips = clips_in(tmp_path / "clips", [(18, 16, 24)] * 12)  # 8 frames a second each
+    config = WindowConfig(fps=(4.0, 8.0, 30.0))
+    assert WindowConfig(fps=(30.0, 4.0, 8.0)) == config
+    encode_latents(clips, tmp_path / "latents", ENCODING, config, lambda: None)
+    reader = ShardReader(tmp_path / "latents", kind="latent")
+    found = [(record.fps, record.shape[0]) for record in map(reader.read, range(12))]
+    assert set(found) == {(4.0, 3), (8.0, 5)} and 3 <= found.count((8.0, 5)) <= 9
+    again = {w.fps for n in range(12) for w in cut_windows(ShardReader(clips).read(n), config, TEMPORAL, SPATIAL)}
+    assert again == {4.0, 8.0}
+    slow = WindowConfig(fps=(16.0, 30.0))
+    assert [w.fps for w in cut_windows(ShardReader(clips).read(0), slow, TEMPORAL, SPATIAL)] == [8.0]
+    with pytest.raises(UserError, match="one or several rates above 0"):
+        WindowConfig(fps=(0.0, 8.0))

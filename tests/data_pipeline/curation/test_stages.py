@@ -6,15 +6,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from data_pipeline.curation.alignment import track
 from data_pipeline.curation.balance import balance
 from data_pipeline.curation.borders import picture_area
 from data_pipeline.curation.candidate import Candidate, Reason
 from data_pipeline.curation.config import BalanceConfig, DuplicateConfig, FilterConfig, ShotConfig
 from data_pipeline.curation.duplicates import drop_duplicates
 from data_pipeline.curation.filters import apply_limits, windows
+from data_pipeline.curation.lettering import share_of_text
 from data_pipeline.curation.observe import Observation, observe
 from data_pipeline.curation.shots import split_shots
 from data_pipeline.curation.signature import perceptual_hashes, signature
+from data_pipeline.curation.variants import captioned
 from data_pipeline.frames import Frame
 from tests.data_pipeline.curation.conftest import FPS, scene
 
@@ -65,10 +68,12 @@ def candidate(name: str, video: np.ndarray, **measures: float) -> Candidate:
     crop = picture_area(look.samples, height, width)
     return Candidate(
         name, 0, len(video), FPS, height, width, crop, "video/mp4", {}, True,
-        measures={"sharpness": 100.0, "luma": 100.0, "clipped": 0.0, "bits_per_pixel": 1.0, "motion": 0.1, "shake": 0.0}
+        measures={"sharpness": 100.0, "luma": 100.0, "clipped": 0.0, "bits_per_pixel": 1.0, "motion": 0.1, "shake": 0.0,
+                  "text": share_of_text([sample.text for sample in look.samples])}
         | measures,
         hashes=perceptual_hashes(look.samples, height, width, crop),
         signature=signature(look, 0, len(video), crop).tobytes(),
+        track=track(look, 0, len(video), crop).tobytes(),
     )  # fmt: skip
 
 
@@ -89,6 +94,30 @@ def test_copies_are_dropped_and_other_films_of_the_same_place_are_not():
     found = {clip.source_id: clip.rejected for clip in drop_duplicates(clips, DuplicateConfig())}
     assert [name for name, why in found.items() if why is None] == ["film", "left", "right"]
     assert found["smaller"] and found["smaller"].reason == Reason.DUPLICATE and found["smaller"].detail == "of film"
+
+
+def test_a_copy_without_its_ends_or_with_faded_ones_is_dropped():
+    film, other = scene(1, num_frames=60), scene(2, num_frames=60)
+    faded = (film * np.minimum(1, np.minimum(np.arange(60), 59 - np.arange(60)) / 10)[:, None, None, None]).astype("u1")
+    videos = {"a film": film, "end": film[30:], "faded": faded, "other": other[30:]}
+    clips = [candidate(name, video) for name, video in videos.items()]
+    kept = [clip.source_id for clip in drop_duplicates(clips, DuplicateConfig()) if clip.rejected is None]
+    assert kept == ["a film", "other"]
+    kept = [c.source_id for c in drop_duplicates(clips, DuplicateConfig(min_overlap=1.0)) if c.rejected is None]
+    assert "end" not in kept  # all of the shorter one lies in the longer one
+    kept = [c.source_id for c in drop_duplicates(clips, DuplicateConfig(min_overlap_s=4.0)) if c.rejected is None]
+    assert "end" in kept
+
+
+def test_subtitles_are_text_and_textures_are_not():
+    film = scene(5, height=144, width=256)
+    written = captioned(film)[0]
+    limits = FilterConfig(min_short_side=64, min_fps=10)
+    assert apply_limits(candidate("film", film), limits).rejected is None
+    rejected = apply_limits(candidate("written", written), limits).rejected
+    assert rejected and rejected.reason == Reason.TEXT
+    moving = np.stack([np.roll(frame, 40 * n, axis=0) for n, frame in enumerate(written)])  # nothing stays
+    assert share_of_text([sample.text for sample in seen(moving).samples]) == 0
 
 
 def test_quotas_thin_the_crowded_cluster_and_do_not_depend_on_who_else_is_there():

@@ -87,6 +87,25 @@ def generator_config(tmp_path: Path) -> str:
     return str(tmp_path / "generator.py")
 
 
+VERBS = ["bench train", "plan --topology cpu:8", "bench loader"]
+
+
+@pytest.mark.parametrize("verb, task", [*((verb, "captioner") for verb in VERBS), ("bench loader", "expander")])
+def test_a_verb_names_the_tasks_that_it_is_for(verb, task, repository, capsys) -> None:
+    config = str(repository / "configs" / f"{task}_quickstart.py")
+    assert main([*verb.split(), "--config", config]) == 2
+    assert f"trains the task '{task}', but this is for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["data doctor", "bench loader"])
+@pytest.mark.parametrize("field", ["mixture=({'path':'a'},)", "stages=({'start':0},{'start':5,'path':'b'})"])
+def test_data_of_a_mixture_or_of_stages_is_not_replaced(verb, field, tmp_path, capsys) -> None:
+    (tmp_path / "mixed.py").write_text(GENERATOR.replace('path="absent"', f'path="absent", {field}'))
+    assert main([*verb.split(), "--config", str(tmp_path / "mixed.py"), "--data", "x"]) == 2
+    where = "config.data.mixture" if field[0] == "m" else "config.data.stages[1]"
+    assert f"but the run reads the data sets of {where}: leave it out" in capsys.readouterr().err
+
+
 def test_a_training_step_is_measured_without_data(generator_config, capsys) -> None:
     command = ["bench", "train", "--config", generator_config, "--segments", "4", "--steps", "1", "--rounds", "1"]
     assert main([*command, "--vocab_size", "40"]) == 0

@@ -32,3 +32,9 @@ def test_user_errors_are_one_line_and_exit_two(tmp_path, capsys):
     assert "WIDTHxHEIGHT" in capsys.readouterr().err
     assert main(["data", "synth", "--out", str(tmp_path / "w"), "--clips", "1", "--size", "1000000x1000000"]) == 2
     assert "GiB of memory: choose a smaller size" in capsys.readouterr().err
+
+
+def test_a_rate_that_is_none_says_what_a_rate_is(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["encode", "--autoencoder", "a", "--data", "b", "--out", "c", "--fps", "8,abc"])
+    assert "'8,abc' must be a rate, or several with commas, such as 8,16" in capsys.readouterr().err

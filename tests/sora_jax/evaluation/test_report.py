@@ -186,6 +186,16 @@ def test_compute_is_parameters_times_live_tokens(runs):
     assert [times(x, 2.0) for x in (2.0, 8.0, 8.2, 31.9)] == ["1×", "4×", "4.1×", "16×"]
 
 
+@pytest.mark.parametrize("stages", [({"start": 0, "caption_weights": {"a": 1.0}},), ((0, {"a": 1.0}),)])
+def test_a_run_whose_rows_hold_no_tokens_has_no_compute(runs, tmp_path, repository, stages):
+    run = shutil.copytree(runs / "small", tmp_path / "captioner")
+    config = load_config(str(repository / "configs/captioner_quickstart.py")).to_dict()
+    config["data"]["stages"] = stages  # the form of today, and that of older runs
+    (run / "config.json").write_text(json.dumps(config))
+    spent = read_spent(run)
+    assert spent.parameters > 0 and spent.tokens_at(10) is None and spent.flops_at(10) is None
+
+
 def test_previews_are_cut_into_the_videos_that_they_were(repository, tmp_path):
     run = make_run(tmp_path / "run", repository, 16, 20, previews=9)
     config = json.loads((run / "config.json").read_text())

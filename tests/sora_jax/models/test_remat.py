@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipeline.packing import RowLayout, SampleInput, pack_row, stack_rows
@@ -71,11 +70,8 @@ class Block(nnx.Module):
 
 
 @pytest.mark.tpu_compiler
-def test_offload_moves_the_inputs_of_blocks_to_the_hosts_memory(monkeypatch):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    mesh, (depth, rows, tokens, width) = make_mesh({"fsdp": 4}, devices), (8, 32, 8192, 256)
+def test_offload_moves_the_inputs_of_blocks_to_the_hosts_memory(absent_tpus):
+    mesh, (depth, rows, tokens, width) = make_mesh({"fsdp": 4}, absent_tpus("v5e:2x2")), (8, 32, 8192, 256)
     make = functools.partial(stack, lambda rngs: Block(width, rngs), depth)
     shapes = jax.eval_shape(lambda: initialise(make, jax.random.key(0)))
 

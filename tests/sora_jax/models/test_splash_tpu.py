@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sora_jax.models.attention import attention
@@ -12,21 +11,9 @@ from sora_jax.parallel import make_mesh
 pytestmark = pytest.mark.tpu_compiler
 
 
-@pytest.fixture
-def v5p(monkeypatch):
-    """The devices of a host of TPU v5p, for the compiler only."""
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    was = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)  # such a program can be kept, but not read without a TPU
-    yield topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
-    jax.config.update("jax_enable_compilation_cache", was)
-
-
 @pytest.mark.parametrize("keys, dtype", [(16_384, "bfloat16"), (512, "float32")])
-def test_the_seam_compiles_to_splash_on_a_mesh_of_tpus_without_an_exchange(v5p, keys, dtype):
-    mesh = make_mesh({"data": 2, "tensor": 2}, v5p)
+def test_the_seam_compiles_to_splash_on_a_mesh_of_tpus_without_an_exchange(absent_tpus, keys, dtype):
+    mesh = make_mesh({"data": 2, "tensor": 2}, absent_tpus("v5p:2x2x1"))
 
     def tensor(length):
         sharding = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
@@ -50,8 +37,8 @@ def test_the_seam_compiles_to_splash_on_a_mesh_of_tpus_without_an_exchange(v5p, 
 @pytest.mark.parametrize(
     "heads, expected", [(4, {"all-to-all"}), (3, {"collective-permute"}), (6, {"all-to-all", "collective-permute"})]
 )
-def test_a_spread_row_compiles_by_heads_and_round_the_ring(v5p, heads, expected):
-    mesh = make_mesh({"context": 4}, v5p)
+def test_a_spread_row_compiles_by_heads_and_round_the_ring(absent_tpus, heads, expected):
+    mesh = make_mesh({"context": 4}, absent_tpus("v5p:2x2x1"))
     sharding = NamedSharding(mesh, PartitionSpec(None, "context"))
     tensor = jax.ShapeDtypeStruct((1, 8192, heads, 128), jnp.bfloat16, sharding=sharding)
     ids = jax.ShapeDtypeStruct((1, 8192), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))

@@ -1,6 +1,7 @@
 """Packed = unpacked, no gradient across samples, known tokens stay clean. `test_meshes.py`: sharded = unsharded."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,25 @@ def samples() -> list[SampleInput]:
 def errors(params, members, times, noise):
     batch = {k: jnp.asarray(v) for k, v in stack_rows([pack_row(row, LAYOUT) for row in members]).items()}
     return velocity_errors(CONFIG, params["dit"], batch, times, noise), batch
+
+
+@pytest.mark.parametrize("kind, dtype", [("int8", "i8["), ("fp8", "f8_e4m3fn[")])
+def test_blocks_that_multiply_in_8_bits_have_about_the_same_loss_and_gradients(params, kind, dtype):
+    batch = {k: jnp.asarray(v) for k, v in stack_rows([pack_row(samples(), LAYOUT)]).items()}
+    noise, times = jax.random.normal(jax.random.key(2), (1, 40, 4)), jnp.asarray([[0.2, 0.5, 0.8]])
+
+    def loss(params, matmul):
+        config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, matmul=matmul))
+        error, weight = velocity_errors(config, params["dit"], batch, times, noise)
+        return jnp.sum(error * weight) / jnp.sum(weight)
+
+    (full, of_full), (value, of_kind) = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, matmul=m)))(params) for m in ("full", kind)
+    )
+    assert 0 < abs(value - full) / full < 0.03
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (of_full, of_kind))
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.98
+    assert dtype in str(jax.make_jaxpr(functools.partial(loss, matmul=kind))(params))
 
 
 def test_packed_equals_unpacked_in_loss_and_gradients(params):
@@ -168,7 +188,7 @@ def test_a_frozen_encoders_features_are_the_packed_captions_own_and_it_earns_one
     network = nnx.merge(dit_definition(model), params["dit"])
 
     @jax.jit
-    def predict(tokens, batch):
+    def predict(tokens, batch, frozen=frozen):
         times = jnp.full((len(tokens), 6), 0.5)
         return network(tokens, times, with_text_features(model, frozen, batch))
 
@@ -189,6 +209,10 @@ def test_a_frozen_encoders_features_are_the_packed_captions_own_and_it_earns_one
     assert training_flops(parts) == pytest.approx(3 * sum(without.values()) + parts[FROZEN_TEXT])
     lengths = [len(sample.text_ids) for sample in samples()] * 3
     assert parts[FROZEN_TEXT] == forward_flops(encoder.config, lengths) > 0
+    cached = {**together, "text_features": with_text_features(model, frozen, together)["text_features"]}
+    del cached["text_ids"]
+    np.testing.assert_allclose(predict(cached["tokens"], cached, ()), packed, rtol=1e-5, atol=1e-6)
+    assert FROZEN_TEXT not in batch_flops(model, {k: np.asarray(v) for k, v in cached.items()})
 
 
 def test_a_trained_and_a_frozen_encoder_exclude_each_other(tmp_path):

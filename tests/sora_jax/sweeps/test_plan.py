@@ -132,4 +132,4 @@ def test_a_broken_file_says_what_it_lacks(tmp_path, text, says):
 
 def test_the_sweeps_of_this_repository_are_sound(repository):
     counts = {p.stem: len(read_sweep(str(p), (), load_config).members) for p in repository.glob("configs/sweeps/*.py")}
-    assert counts == {"quickstart_learning_rate": 6, "quickstart_scaling": 9, "dit_scaling": 9}
+    assert counts == {"quickstart_learning_rate": 6, "quickstart_scaling": 9, "dit_scaling": 9, "low_precision": 4}

@@ -67,6 +67,7 @@ def test_muon_orthogonalises_matrices_with_heads_merged_and_leaves_the_rest_to_a
 
 def test_muon_dims_read_all_but_the_last_dim_except_for_heads():
     assert muon_dims("dit/blocks/query/kernel", jnp.zeros((2, 6, 2, 3))) == ((1,), (2, 3))
+    assert muon_dims("captioner/text/cross_blocks/query/kernel", jnp.zeros((2, 6, 2, 3))) == ((1,), (2, 3))
     assert muon_dims("dit/blocks/attention_out/kernel", jnp.zeros((2, 2, 3, 6))) == ((1, 2), (3,))
     assert muon_dims("encoder/conv/kernel", jnp.zeros((3, 3, 4, 8))) == ((0, 1, 2), (3,))
     assert muon_dims("dit/blocks/mlp_in/bias", jnp.zeros((2, 8))) is None

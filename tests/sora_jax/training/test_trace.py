@@ -6,9 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
+import pytest
+
+from sora_jax.objectives.diffusion import prepare
 from sora_jax.training.loop import train
 from sora_jax.training.step_folders import committed_steps
-from tests.sora_jax.training.diffusion_run import write_data
+from tests.sora_jax.training.diffusion_run import CONFIG, TRAIN, write_data
+from tests.sora_jax.training.processes import losses
 
 
 def asks_for_a_trace(toy, step):
@@ -48,9 +54,10 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(toy, one_device, tm
     assert "no trace of the steps after" in caplog.text
 
 
-def test_a_signal_to_the_whole_task_leaves_the_loaders_workers_alive(tmp_path):
+@pytest.mark.storm
+def test_a_signal_to_the_whole_task_leaves_the_workers_alive_and_a_killed_one_costs_no_step(tmp_path, one_device):
     latents, run = write_data(tmp_path / "latents"), tmp_path / "run"
-    settings = {"num_steps": 24, "num_workers": 1, "trace_steps": 2, "eval_every": 0, "preview_every": 0}
+    settings = {"num_steps": 40, "num_workers": 1, "trace_steps": 2, "eval_every": 0, "preview_every": 0}
     command = [sys.executable, str(Path(__file__).with_name("diffusion_run.py")), str(latents), str(run)]
     process = subprocess.Popen(
         [*command, json.dumps({**settings, "checkpoint_every": 2})],
@@ -60,9 +67,21 @@ def test_a_signal_to_the_whole_task_leaves_the_loaders_workers_alive(tmp_path):
     try:
         while process.poll() is None and not committed_steps(run / "checkpoints"):
             time.sleep(0.02)
+        children = psutil.Process(process.pid).children()
+        (worker,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
         os.killpg(process.pid, signal.SIGUSR1)  # as `scancel --signal=USR1` does
+        while process.poll() is None and not list(run.glob("traces/*/**/*.xplane.pb")):
+            time.sleep(0.02)
+        assert worker.is_running()
+        worker.kill()
         errors = process.communicate(timeout=240)[1]
     finally:
         process.kill()
     assert process.returncode == 0, errors
-    assert list((run / "traces").rglob("*.xplane.pb")), errors
+    assert "a worker of the loader died (exit code -9)" in errors
+    config = {**CONFIG, "data": {**CONFIG["data"], "path": str(latents)}, "train": {**TRAIN, **settings}}
+    config["train"]["num_workers"] = 0
+    train(prepare(config), tmp_path / "calm", one_device)
+    killed, calm = losses(run), losses(tmp_path / "calm")
+    assert len(killed) == 40
+    np.testing.assert_allclose(killed, calm, rtol=1e-5)

@@ -84,7 +84,7 @@ def prepare(
         fingerprints=fingerprints or {"data": "toy"},
     )
     first, end = process_rows(ROWS, settings.get("mesh", {}))
-    held_out = lambda: ({k: x[first:end] for k, x in batch_at(10_000 + i).items()} for i in range(2))  # noqa: E731
+    held_out = lambda _: ({k: x[first:end] for k, x in batch_at(10_000 + i).items()} for i in range(2))  # noqa: E731
     return Prepared(task, TrainConfig(**settings), batches, held_out, {"train": settings, "optim": optim_settings})
 
 

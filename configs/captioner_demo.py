@@ -1,0 +1,52 @@
+"""The captioner of the embedded `demo` world, of one or two objects: short captions first, then long ones.
+
+    sora-jax train --config configs/captioner_demo.py --workdir runs/demo/captioner --config.data.path=runs/demo/clips
+
+Objects are 14 to 22 pixels large, so that patches of 16 pixels behind a stem of three convolutions see as much of them
+as the quickstart's captioner does. Not trained to its end yet: LOG.md has a shorter run, with five frames and patches
+of one, which counts 87 % of held-out clips right and has not learned directions.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(
+        path="runs/demo/clips",
+        canvas=(9, 80, 80),
+        max_tokens=64,
+        stages=(
+            dict(start=0, caption_weights={"synthetic short": 1.0}),
+            dict(start=300, caption_weights={"synthetic long": 1.0}),
+        ),
+    )
+    config.model = dict(
+        patch=(3, 16, 16),
+        stem=(16, 32, 64),
+        width=128,
+        depth=3,
+        num_heads=4,
+        num_memory=16,
+        text_width=128,
+        text_depth=4,
+        cross_depth=2,
+        text_heads=4,
+        vector_width=64,
+    )
+    config.loss = dict(caption_weight=2.0, contrastive_weight=1.0)
+    config.optim = dict(
+        optimizer="adamw", learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, ema_decay=0.99
+    )
+    config.train = dict(
+        task="captioner",
+        num_steps=1200,
+        batch_rows=32,
+        log_every=20,
+        eval_every=300,
+        eval_batches=8,
+        preview_every=600,
+        checkpoint_every=200,
+        num_workers=0,
+    )
+    return config

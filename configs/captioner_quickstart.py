@@ -1,0 +1,49 @@
+"""The captioner of the embedded `quickstart` world: short captions first, then long ones.
+
+    sora-jax train --config configs/captioner_quickstart.py --workdir runs/quickstart/captioner \
+        --config.data.path=runs/quickstart/clips
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.data = dict(
+        path="runs/quickstart/clips",
+        canvas=(9, 40, 40),
+        max_tokens=32,
+        stages=(
+            dict(start=0, caption_weights={"synthetic short": 1.0}),
+            dict(start=200, caption_weights={"synthetic long": 1.0}),
+        ),
+    )
+    config.model = dict(
+        patch=(3, 8, 8),
+        stem=(32, 64),
+        width=128,
+        depth=3,
+        num_heads=4,
+        num_memory=16,
+        text_width=128,
+        text_depth=4,
+        cross_depth=2,
+        text_heads=4,
+        vector_width=64,
+    )
+    config.loss = dict(caption_weight=2.0, contrastive_weight=1.0)
+    config.optim = dict(
+        optimizer="adamw", learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.02, ema_decay=0.99
+    )
+    config.train = dict(
+        task="captioner",
+        num_steps=800,
+        batch_rows=32,
+        log_every=20,
+        eval_every=200,
+        eval_batches=8,
+        preview_every=400,
+        checkpoint_every=200,
+        num_workers=0,
+    )
+    return config
