@@ -3,9 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-HEAVY  := meshes or tpu_compiler or cuda_compiler or ray or slurm or hosts or chromium or wandb or storm or torch or transformers or diffusers or tensorflow or buckets
 
-.PHONY: setup quickstart demo test test-all plans lint clean
+# Tests with heavier needs, by what they load: each group has processes of its own, so that no two of these libraries meet.
+COMPILERS := tpu_compiler or cuda_compiler
+REFERENCE := torch or transformers or diffusers
+SYSTEMS   := meshes or ray or slurm or hosts or chromium or wandb or buckets or long
+HEAVY     := tensorflow or $(COMPILERS) or $(REFERENCE) or $(SYSTEMS)
+
+.PHONY: setup quickstart demo test heavy test-heavy test-all plans lint clean
 
 setup: $(STAMP)
 
@@ -26,14 +31,21 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(HEAVY))"
 
-# The tests that need heavier installs. Chromium and Slurm come from the system's packages where they are not there yet.
-# PyTorch is only a reference here: its lower bound will do. The plugin that compiles for GPUs leaves again where there is
-# no driver: with it JAX would log a traceback at every start.
-test-all: setup
+# What they need. Chromium and Slurm come from the system's packages where they are not there yet. PyTorch is only a
+# reference here: its lower bound will do.
+heavy: setup
 	command -v chromium || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium)
 	command -v slurmctld && command -v munged || (apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[torch,transformers,diffusers,tensorflow,wandb,ray,s3,gs,tpu,cuda12-compiler]" "moto[server]>=5.0" "gcp-storage-emulator>=2024.8"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(HEAVY)"; status=$$?; \
+
+# All of them, or without those that take a minute and more each. The plugin that compiles for GPUs leaves again where
+# there is no driver: with it JAX would log a traceback at every start.
+test-heavy: SHORT := and not long
+test-heavy test-all: heavy
+	status=0; \
+	  for group in "tensorflow" "$(COMPILERS)" "$(REFERENCE)" "$(SYSTEMS)"; do \
+	    $(BIN)/python -m pytest -v -n 2 --dist loadfile -m "($$group) $(SHORT)" || status=1; \
+	  done; \
 	  command -v nvidia-smi || $(BIN)/python -m pip uninstall --quiet --yes jax-cuda12-plugin jax-cuda12-pjrt; \
 	  exit $$status
 

@@ -263,7 +263,7 @@ def test_a_browser_lays_the_page_out_without_a_sideways_scroll(page, tmp_path, w
     assert len(found["videos"]) > 2 and {across for _, across, _ in found["videos"]} == {32}
 
 
-@pytest.mark.storm
+@pytest.mark.long
 def test_killed_at_random_the_generators_run_ends_bitwise_the_same(world, repository):
     """Three kills (-9) of a real process, while it computes or saves; the reference run was never interrupted."""
     workdir = world / "killed"

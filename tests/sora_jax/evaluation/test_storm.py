@@ -94,7 +94,7 @@ def test_metrics_are_compared_step_by_step_without_their_clocks(tmp_path):
     assert count_same_losses(one, write("other", [3.0, 2.5], 0.1)) == 1
 
 
-@pytest.mark.storm
+@pytest.mark.long
 def test_a_storm_of_every_kind_loses_nothing_and_ends_bitwise_the_same(tmp_path, repository, capsys, monkeypatch):
     """Needs root for the kind that pulls a cable; without, the others are drawn."""
     monkeypatch.setenv("SORA_SILENCE_S", "6")

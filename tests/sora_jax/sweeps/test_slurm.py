@@ -9,7 +9,7 @@ from PIL import Image
 from sora_jax.sweeps.directory import read_members, read_record
 from sora_jax.training.checkpoint import committed_steps
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.long]
 
 STEPS = 400
 

@@ -55,6 +55,7 @@ def unfinished(directory: Path) -> list[Path]:
     return [path for pattern in UNFINISHED for path in directory.glob(pattern)]
 
 
+@pytest.mark.long
 def test_processes_and_a_change_of_devices_change_only_the_rounding(latents, alone, tmp_path):
     """4 devices of two processes, then 2 of one, then 8 of four, in one run."""
     digests, resumed = {}, []

@@ -5,6 +5,7 @@ import signal
 
 import jax
 import numpy as np
+import pytest
 
 from sora_jax.training.checkpoint import load_params
 from sora_jax.training.metrics import read_metrics
@@ -12,6 +13,7 @@ from sora_jax.training.spikes import Skip, read_skips
 from tests.sora_jax.training.processes import Processes, losses, run
 
 
+@pytest.mark.long
 def test_one_signal_stops_all_after_the_same_step_and_the_end_is_bitwise_the_same(tmp_path):
     environment = {"TOY_STEP_SECONDS": "0.05", "TOY_TRAIN": json.dumps({"log_every": 1}), "SORA_SILENCE_S": "40"}
     options = {"count": 2, "devices": 2, "environment": environment}

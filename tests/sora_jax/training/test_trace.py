@@ -54,7 +54,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(toy, one_device, tm
     assert "no trace of the steps after" in caplog.text
 
 
-@pytest.mark.storm
+@pytest.mark.long
 def test_a_signal_to_the_whole_task_leaves_the_workers_alive_and_a_killed_one_costs_no_step(tmp_path, one_device):
     latents, run = write_data(tmp_path / "latents"), tmp_path / "run"
     settings = {"num_steps": 40, "num_workers": 1, "trace_steps": 2, "eval_every": 0, "preview_every": 0}
