@@ -1,11 +1,14 @@
 """`sora-jax bench curation`: precision and recall of cuts, borders, limits and duplicates on variants of real clips.
 
 Base clips are cut from files that hold one shot each (`--videos`, less `--exclude`); what is made of them, and what is
-true of it, says `data_pipeline/curation/variants.py`. The funnel of the curation stays in `--out`.
+true of it, says `data_pipeline/curation/variants.py`. Files of `--beside` go through the same curation and its funnel;
+nothing is known of them, except that the file that a base clip was cut from, if it is one clip, is its copy. The funnel
+stays in `--out`.
 """
 
 import argparse
 import json
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -24,6 +27,8 @@ from sora_jax.config import build_config
 
 CUT_TOLERANCE = 2  # frames
 BORDER_TOLERANCE = 4  # pixels on each edge, twice the inset that is meant
+BESIDE = "beside"
+LONGER = 10**9  # frames: the whole of a file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=Path, required=True, help="folder of clips that hold one shot each")
     parser.add_argument("--exclude", default="", help="names of files that hold several, with commas")
     parser.add_argument("--clips", type=int, default=45, help="base clips, in turn from each folder")
+    parser.add_argument("--beside", type=Path, nargs="+", default=(), metavar="DIR", help="folders curated with them")
     parser.add_argument("--config", default="configs/curation_shared.py", metavar="FILE.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the variants and the curation")
     add_workers(parser)
@@ -40,7 +46,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Precision and recall by what was looked for, and what was wrong, by name."""
     excluded = set(filter(None, args.exclude.split(",")))
     names = [name for name in find_inputs(args.videos, args.out) if Path(name).name not in excluded]
-    truths = make_variants([args.videos / name for name in pick(names, args.clips)], args.out / "videos")
+    picked = pick(names, args.clips)
+    truths = make_variants([args.videos / name for name in picked], args.out / "videos")
+    for folder in args.beside:
+        shutil.copytree(folder, args.out / "videos" / BESIDE / folder.name)
     config = build_config(CurationConfig, load_config(args.config, args.overrides, {}).to_dict(), "config")
     start = time.monotonic()
     with progress("curating") as report:
@@ -54,6 +63,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     by_source = defaultdict(list)
     for clip in clips:
         by_source[clip["source"]].append(clip)
+    segments = {truth.name: truth.segments for truth in truths}
+    for folder in (folder for folder in args.beside if folder.samefile(args.videos)):
+        originals = {f"{BESIDE}/{folder.name}/{name}": Path(name).stem for name in picked}
+        segments |= {name: ((base, 0, LONGER),) for name, base in originals.items() if len(by_source[name]) == 1}
     rejected = [json.loads(line) for line in (args.out / "curated" / "rejected.jsonl").read_text().splitlines()]
     return {
         "files": len(truths),
@@ -61,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "cuts": score_cuts(truths, by_source),
         "borders": score_borders(truths, by_source),
         "limits": score_limits(truths, by_source),
-        "duplicates": score_duplicates(truths, clips, rejected),
+        "duplicates": score_duplicates({truth.name: truth.kind for truth in truths}, segments, clips, rejected),
         "funnel": found["funnel"],
     }
 
@@ -145,31 +158,47 @@ def score_limits(truths: Sequence[Truth], clips: dict[str, list[dict[str, Any]]]
     return {kind: ", ".join(f"{n} {reason}" for reason, n in found.most_common()) for kind, found in outcomes.items()}
 
 
+Segments = Sequence[tuple[str, int, int]]
+
+
 def score_duplicates(
-    truths: Sequence[Truth], clips: Iterable[dict[str, Any]], rejected: Iterable[dict[str, Any]]
+    kinds: dict[str, str],
+    segments: dict[str, Segments],
+    clips: Sequence[dict[str, Any]],
+    rejected: Iterable[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Of the clips that passed the limits: those dropped as a copy of a clip of the same base are right."""
-    segments = {truth.name: truth.segments for truth in truths}
-    base = {clip["clip_id"]: _base(clip, segments[clip["source"]]) for clip in clips}
-    reached = [c for c in clips if c["outcome"].split(":")[0] in ("kept", "duplicates", "balance", "render")]
-    total = len(reached) - len({base[clip["clip_id"]] for clip in reached})
+    """Of the clips that passed the limits: those dropped as a copy of a clip of the same base are right.
+
+    `kinds` and `segments` are by source. A pair of which one clip has a base and the other none is wrong, one of which
+    neither has is `unjudged`.
+    """
     of = {line["path"]: line["detail"].removeprefix("of ") for line in rejected if line["stage"] == "duplicates"}
-    right = sum(base[clip] == base[other] for clip, other in of.items())
-    errors = [f"{clip} is no copy of {other}" for clip, other in of.items() if base[clip] != base[other]]
+    base = {clip["clip_id"]: _base(clip, segments.get(clip["source"], ())) for clip in clips}
+    unjudged = sorted(f"{clip} of {other}" for clip, other in of.items() if not base[clip] and not base[other])
+    judged = {clip: other for clip, other in of.items() if base[clip] or base[other]}
+    reached = [
+        clip
+        for clip in clips
+        if base[clip["clip_id"]] and clip["outcome"].split(":")[0] in ("kept", "duplicates", "balance", "render")
+    ]
+    total = len(reached) - len({base[clip["clip_id"]] for clip in reached})
+    right = sum(base[clip] == base[other] for clip, other in judged.items())
+    errors = [f"{clip} is no copy of {other}" for clip, other in judged.items() if base[clip] != base[other]]
     kept = Counter(base[clip["clip_id"]] for clip in reached if clip["outcome"] == "kept")
     errors += [f"{name} is kept {count} times" for name, count in kept.items() if count > 1]
-    kinds = {truth.name: truth.kind for truth in truths}
     outcomes: dict[str, Counter] = defaultdict(Counter)
     for clip in reached:
-        outcomes[kinds[clip["source"]]]["kept" if clip["outcome"] == "kept" else "dropped"] += 1
+        kind = kinds.get(clip["source"], "original")
+        outcomes[kind]["kept" if clip["outcome"] == "kept" else "dropped"] += 1
     by_kind = {kind: dict(counts) for kind, counts in sorted(outcomes.items())}
-    return {**_rates(right, len(of) - right, total), "by_kind": by_kind, "errors": errors}
+    rates = _rates(right, len(judged) - right, total)
+    return {**rates, "by_kind": by_kind, "errors": errors, "unjudged": unjudged}
 
 
-def _base(clip: dict[str, Any], segments: Sequence[tuple[str, int, int]]) -> str:
-    """The base clip that shares most frames with this one."""
+def _base(clip: dict[str, Any], segments: Segments) -> str:
+    """The base clip that shares most frames with this one; nothing for a source of which nothing is known."""
     start, end = _frames(clip)
-    return max(segments, key=lambda segment: min(end, segment[2]) - max(start, segment[1]))[0]
+    return max(segments, key=lambda segment: min(end, segment[2]) - max(start, segment[1]), default=("", 0, 0))[0]
 
 
 def _rates(right: int, wrong: int, total: int) -> dict[str, Any]:
