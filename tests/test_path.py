@@ -332,6 +332,7 @@ def get_config() -> ConfigDict:
 """
 
 
+@pytest.mark.long
 def test_cached_text_features_train_what_the_encoder_in_the_step_does(world, tmp_path, capsys, caplog):
     """Encoded beside finished latents, read by training with previews, and sampled from; storage is said first."""
     config = describe("umt5", vocab_size=9_000)

@@ -42,6 +42,7 @@ def final_arrays(run_dir: Path) -> list[np.ndarray]:
     return arrays
 
 
+@pytest.mark.long
 def test_stopped_and_killed_a_sweep_goes_on_where_it_was(tiny_sweep, start, sweep, tmp_path):
     """SIGTERM, then SIGKILL of driver and process: nothing is trained twice, and a killed run ends bitwise the same."""
     members = [{"train.seed": 0}, {"optim.optimizer": "adamm"}, {"train.seed": 1}]
