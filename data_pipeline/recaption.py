@@ -4,7 +4,7 @@ Two steps. *Caption*: a captioner is shown some frames of every clip that has no
 says is staged at once (`caption_staging.py`), so that a killed job goes on and asks for no clip again. *Assemble*: the
 input's records in their order, each with its caption behind those that it has. The second step is a pure function of
 the first, so the shards are the same bytes whatever happened on the way. A clip without an answer keeps its captions,
-and `DIR/uncaptioned.jsonl` says why.
+a damaged record is left out, and `DIR/uncaptioned.jsonl` says which and why.
 """
 
 import asyncio
@@ -182,14 +182,15 @@ class Job:
             self._tell()
 
     def _load(self, numbers: Sequence[int]) -> dict[int, ClipView | Unseen]:
-        """The clips that have no caption of this source yet, or why they do not decode; in a thread of its own.
-
-        Raises `UserError` for a record that is damaged: it could not be copied either.
-        """
+        """The clips that have no caption of this source yet, or why nothing is seen of them; in a thread of its own."""
         found: dict[int, ClipView | Unseen] = {}
         for number in numbers:
-            with self._reading:
-                record = self.reader.read(number)
+            try:
+                with self._reading:
+                    record = self.reader.read(number)
+            except UserError as error:
+                found[number] = Unseen(f"record {number}", str(error))
+                continue
             if any(caption.source == self.captioner.source for caption in record.captions):
                 continue
             try:
@@ -260,20 +261,27 @@ def _finished(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assemble(job: Job, out: Path, options: Mapping[str, Any], tokenizer: Tokenizer) -> Manifest:
-    """Shards as the input's, one record in memory at a time; the manifest commits them."""
+    """Shards as the input's but for damaged records, one in memory at a time; the manifest commits them."""
     reader, manifest = job.reader, job.reader.manifest
-    failures = [{"record": number, **unseen._asdict()} for number, unseen in sorted(job.failures.items())]
-    (out / UNCAPTIONED).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in failures))
-    added = sum(number in job.staging for number in range(job.total))
-    step = {"data_fingerprint": manifest.fingerprint, "options": dict(options)}
-    step |= {"captions": added, "already_there": job.there, "uncaptioned": len(failures)}
-    metadata = {**manifest.metadata, RECAPTIONED: [*manifest.metadata.get(RECAPTIONED, []), step]}
     per_shard = max((shard.num_records for shard in manifest.shards), default=1)
-    writer = ShardWriter(out, "clip", per_shard, tokenizer, metadata)
+    writer = ShardWriter(out, "clip", per_shard, tokenizer, manifest.metadata)
+    added, left_out = 0, {}
     for number in range(reader.num_records()):
-        record, text = reader.read(number), job.staging.caption(number) if number < job.total else None
+        try:
+            record = reader.read(number)
+        except UserError as error:
+            left_out[number] = Unseen(f"record {number}", str(error))
+            logger.warning("record %d is left out: %s", number, error)
+            continue
+        text = job.staging.caption(number) if number < job.total else None
+        added += text is not None
         writer.write(record if text is None else _with_caption(record, text, job.captioner, tokenizer))
-    return writer.finish()
+    unseen = sorted((job.failures | left_out).items())
+    failures = [{"record": number, "left_out": number in left_out, **clip._asdict()} for number, clip in unseen]
+    (out / UNCAPTIONED).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in failures))
+    step = {"data_fingerprint": manifest.fingerprint, "options": dict(options), "captions": added}
+    step |= {"already_there": job.there, "uncaptioned": len(failures), "left_out": len(left_out)}
+    return writer.finish({RECAPTIONED: [*manifest.metadata.get(RECAPTIONED, []), step]})
 
 
 def _with_caption(record: ClipRecord, text: str, captioner: CaptionWriter, tokenizer: Tokenizer) -> ClipRecord:
@@ -285,7 +293,7 @@ def _counts(manifest: Manifest, out: Path) -> dict[str, Any]:
     step = manifest.metadata[RECAPTIONED][-1]
     return {
         "clips": sum(manifest.counts.values()),
-        **{name: step[name] for name in ("captions", "already_there", "uncaptioned")},
+        **{name: step.get(name, 0) for name in ("captions", "already_there", "uncaptioned", "left_out")},
         "source": step["options"]["source"],
         "out": str(out),
         "fingerprint": manifest.fingerprint,

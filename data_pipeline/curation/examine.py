@@ -18,10 +18,10 @@ from data_pipeline.curation.shots import split_shots
 from data_pipeline.curation.signature import cropped, perceptual_hashes, signature
 from data_pipeline.errors import UserError
 from data_pipeline.frames import resample
-from data_pipeline.ingest import Clip, ingest
+from data_pipeline.ingest import Clip, Verdict, ingest
 from data_pipeline.video_frames import iterate_frames
 
-EXAMINE_VERSION = 2  # part of every staged result's name: raise it when the same source gives other candidates
+EXAMINE_VERSION = 3  # part of every staged result's name: raise it when the same source gives other candidates
 UNCUT_S = 1e6  # `ingest` is to cut nothing: shots are found here
 
 
@@ -34,14 +34,23 @@ def examine(path: Path, source_id: str, cfg: CurationConfig, repaired: Path) -> 
     verdict = ingest(path, UNCUT_S, repaired)
     if verdict.rejected:
         return Examined(source_id, verdict.checksum, rejected=Rejected("probe", Reason.UNREADABLE, verdict.rejected))
-    clip = verdict.clips[0]
-    film = clip.video or path
+    film = verdict.clips[0].video or path
     try:
-        frames = resample(iterate_frames(film), clip.fps, clip.num_frames, 0.25 / clip.fps)
-        seen = observe(frames, clip.fps, cfg.shots)
+        return _look(path, film, source_id, verdict, cfg)
     except UserError as error:
-        rejected = Rejected("probe", Reason.UNREADABLE, str(error).removeprefix(f"{film} "))
-        return Examined(source_id, verdict.checksum, rejected=rejected)
+        reason = str(error).removeprefix(f"{film} ")
+    except MemoryError:
+        reason = "what is seen of it does not fit into memory"
+    except Exception as error:  # nothing that is in a file may end the curation of all the others
+        reason = f"looking at it fails: {type(error).__name__}: {error}"
+    return Examined(source_id, verdict.checksum, rejected=Rejected("probe", Reason.UNREADABLE, reason))
+
+
+def _look(path: Path, film: Path, source_id: str, verdict: Verdict, cfg: CurationConfig) -> Examined:
+    """The candidates of a readable source. Raises `UserError` where `film` cannot be read on."""
+    clip = verdict.clips[0]
+    frames = resample(iterate_frames(film), clip.fps, clip.num_frames, 0.25 / clip.fps)
+    seen = observe(frames, clip.fps, cfg.shots)
     shots = split_shots(seen, cfg.shots)
     bits_per_pixel = 8 * path.stat().st_size / (clip.num_frames * clip.height * clip.width)
     candidates = tuple(

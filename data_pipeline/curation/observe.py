@@ -28,20 +28,28 @@ DARK_LUMA = 32  # bars are black (16 in limited range), and encoders ripple at t
 class Sample:
     """What is seen at one frame. `motion` and `shake` are in short sides a frame, NaN where no frame follows.
 
-    `rows_lit` and `columns_lit` are the shares of each row and column that are brighter than `DARK_LUMA`; `text` is
-    where lines of text stand.
+    `rows_lit` and `columns_lit` are the shares of each row and column that are brighter than `DARK_LUMA`, `rows_luma`
+    and `columns_luma` their means; `text_bits` is where lines of text stand, packed along the width.
     """
 
     frame: int
     rows_lit: Float16[np.ndarray, " Y"]
     columns_lit: Float16[np.ndarray, " X"]
+    rows_luma: Float16[np.ndarray, " Y"]
+    columns_luma: Float16[np.ndarray, " X"]
     sharpness: float
     luma: float
     clipped: float
     motion: float
     shake: float
     picture: UInt8[np.ndarray, "y x 3"]
-    text: Bool[np.ndarray, "v w"]
+    text_bits: UInt8[np.ndarray, "v b"]
+    text_width: int
+
+    @property
+    def text(self) -> Bool[np.ndarray, "v w"]:
+        """Where lines of text stand."""
+        return np.unpackbits(self.text_bits, axis=1, count=self.text_width).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def observe(frames: Iterable[Frame], fps: float, cfg: ShotConfig) -> Observation
         ThresholdDetector(cfg.fade_luma, min_scene_len=1),
     )
     every = max(3, round(fps / SAMPLES_PER_S))
-    thumbs, samples, cuts = [], [], set()
+    thumbs, samples, cuts = bytearray(), [], set()  # one buffer: stacking a list would hold all of them twice
     started: list[np.ndarray] = []
     number, height, width = -1, 0, 0
     last = proxy = None
@@ -78,14 +86,14 @@ def observe(frames: Iterable[Frame], fps: float, cfg: ShotConfig) -> Observation
         timecode = FrameTimecode(number, fps=fps)
         bgr = np.ascontiguousarray(proxy[..., ::-1])
         cuts |= {cut.frame_num for detector in detectors for cut in detector.process_frame(timecode, bgr)}
-        thumbs.append(cv2.resize(proxy, (THUMB_WIDTH, THUMB_HEIGHT), interpolation=cv2.INTER_AREA))
+        thumbs += cv2.resize(proxy, (THUMB_WIDTH, THUMB_HEIGHT), interpolation=cv2.INTER_AREA).tobytes()
         if number % every == 0:
             samples.append(_sample(number, frame.rgb(), proxy, grey))
             started = [grey]
         elif number % every <= 2:
             started.append(grey)
             samples[-1] = _with_motion(samples[-1], started)
-    stacked = np.stack(thumbs) if thumbs else np.zeros((0, THUMB_HEIGHT, THUMB_WIDTH, 3), np.uint8)
+    stacked = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_HEIGHT, THUMB_WIDTH, 3)
     inside = tuple(sorted(cut for cut in cuts if 0 < cut <= number))
     return Observation(number + 1, fps, height, width, inside, stacked, tuple(samples))
 
@@ -107,20 +115,23 @@ def _scaled(rgb: np.ndarray, width: int) -> np.ndarray:
 def _sample(number: int, rgb: np.ndarray, proxy: np.ndarray, grey: np.ndarray) -> Sample:
     """Sharpness and exposure are those of the middle half of each side, which bars hardly ever reach."""
     full = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    lit = full > DARK_LUMA
+    lit, text = full > DARK_LUMA, lettering(full)
     height, width = grey.shape
     middle = grey[height // 4 : max(height // 4 + 1, 3 * height // 4), width // 4 : max(width // 4 + 1, 3 * width // 4)]
     return Sample(
         frame=number,
         rows_lit=lit.mean(axis=1).astype(np.float16),
         columns_lit=lit.mean(axis=0).astype(np.float16),
+        rows_luma=full.mean(axis=1).astype(np.float16),
+        columns_luma=full.mean(axis=0).astype(np.float16),
         sharpness=float(cv2.Laplacian(middle, cv2.CV_32F).var()),
         luma=float(middle.mean()),
         clipped=float(((middle <= 4) | (middle >= 251)).mean()),
         motion=float("nan"),
         shake=float("nan"),
         picture=_scaled(proxy, PICTURE_WIDTH),
-        text=lettering(full),
+        text_bits=np.packbits(text, axis=1),
+        text_width=text.shape[1],
     )
 
 

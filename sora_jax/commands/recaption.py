@@ -158,7 +158,8 @@ def _recaption(args: argparse.Namespace, captioner: CaptionWriter) -> dict[str, 
     with progress("captioning clips") as told:
         result = recaption(args.data, args.out, captioner, args.limit, args.max_failures, told)
     logger.info(
-        "%(captions)d of %(clips)d clips got a caption, %(already_there)d had it already, %(uncaptioned)d got none",
+        "%(captions)d of %(clips)d clips got a caption, %(already_there)d had it already, %(uncaptioned)d got none, "
+        "of which %(left_out)d are damaged and left out",
         result,
     )
     return result

@@ -117,6 +117,20 @@ def test_a_clip_that_does_not_decode_keeps_its_captions_and_is_listed(tmp_path, 
     assert [len(reader.read(n).captions) for n in range(5)] == [2, 1, 2, 1, 2]
 
 
+def test_a_damaged_record_is_left_out_and_listed(tmp_path, clips_in):
+    clips = clips_in(tmp_path / "clips", SHAPES)
+    (shard,) = clips.glob("train-*")
+    whole = bytearray(shard.read_bytes())
+    whole[whole.index(b"clip2")] ^= 1
+    shard.write_bytes(whole)
+    result = recaption(clips, tmp_path / "out", Counting().captioner, max_failures=1)
+    (line,) = [json.loads(line) for line in (tmp_path / "out/uncaptioned.jsonl").read_text().splitlines()]
+    assert line["record"] == 2 and line["left_out"] and "damaged" in line["reason"]
+    assert (result["clips"], result["captions"], result["uncaptioned"], result["left_out"]) == (4, 4, 1, 1)
+    reader = ShardReader(tmp_path / "out")
+    assert [reader.read(n).clip_id for n in range(4)] == ["clip0", "clip1", "clip3", "clip4"]
+
+
 def test_a_caption_of_the_same_source_is_not_doubled(tmp_path, clips_in):
     clips = clips_in(tmp_path / "clips", SHAPES)
     recaption(clips, tmp_path / "two", Counting().captioner, limit=2)

@@ -10,12 +10,13 @@ from data_pipeline.curation.alignment import track
 from data_pipeline.curation.balance import balance
 from data_pipeline.curation.borders import picture_area
 from data_pipeline.curation.candidate import Candidate, Reason
-from data_pipeline.curation.config import BalanceConfig, DuplicateConfig, FilterConfig, ShotConfig
+from data_pipeline.curation.config import BalanceConfig, CurationConfig, DuplicateConfig, FilterConfig, ShotConfig
 from data_pipeline.curation.duplicates import drop_duplicates
+from data_pipeline.curation.examine import examine
 from data_pipeline.curation.filters import apply_limits, windows
 from data_pipeline.curation.lettering import share_of_text
 from data_pipeline.curation.observe import Observation, observe
-from data_pipeline.curation.shots import split_shots
+from data_pipeline.curation.shots import find_dissolves, split_shots
 from data_pipeline.curation.signature import perceptual_hashes, signature
 from data_pipeline.curation.variants import captioned
 from data_pipeline.frames import Frame
@@ -51,6 +52,27 @@ def test_cuts_fades_and_cross_fades_are_found_and_flashes_are_none():
     assert shots(brighter) == [(0, 30)]  # light that changes is no cross-fade
 
 
+@pytest.mark.parametrize("fps, flash_s", [(1.0, 0.25), (FPS, 0.0)])
+def test_where_a_frame_lasts_longer_than_a_flash_a_cut_is_a_cut(fps, flash_s):
+    look = dataclasses.replace(seen(np.concatenate([scene(1), scene(2)])), fps=fps)
+    assert (0, 30) in split_shots(look, ShotConfig(flash_s=flash_s, dissolve_s=(0.5,)))
+
+
+def test_thumbnails_in_blocks_give_the_cross_fades_of_all_at_once(monkeypatch):
+    a, b = (scene(number, pace=0.25).reshape(30, -1)[:, :1728] for number in (1, 2))
+    weight = (np.arange(10)[:, None] + 1) / 11
+    faded = np.concatenate([a[:-10], (a[-10:] * (1 - weight) + b[:10] * weight).astype(np.uint8), b[10:]])
+    whole = find_dissolves(np.tile(faded, (3, 1)), FPS, ShotConfig())
+    monkeypatch.setattr("data_pipeline.curation.shots.BLOCK", 7)
+    assert find_dissolves(np.tile(faded, (3, 1)), FPS, ShotConfig()) == whole and len(whole) >= 3
+
+
+def test_a_fault_of_ours_costs_the_source_and_not_the_curation(films, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.curation.examine.split_shots", lambda *_: [][0])
+    found = examine(films / "two.mp4", "two.mp4", CurationConfig(), tmp_path / "repaired")
+    assert found.rejected and found.rejected.detail == "looking at it fails: IndexError: list index out of range"
+
+
 def test_bars_are_cut_off_and_dark_pictures_are_left_alone():
     film = scene(3)
     barred = np.pad(film, ((0, 0), (12, 12), (20, 20), (0, 0)))
@@ -58,7 +80,14 @@ def test_bars_are_cut_off_and_dark_pictures_are_left_alone():
     assert 12 <= top <= 14 and 20 <= left <= 22 and top + height <= 84 and left + width <= 148
     assert height >= 66 and width >= 122
     dusk = (film * np.linspace(0, 1, 72)[None, :, None, None]).astype(np.uint8)  # dark towards the top, without an edge
-    for whole in (film, dusk):
+    wall = film.copy()
+    wall[:, :, :56] = 24  # dark, not black
+    wall[:, :, 72:] = 28
+    aside = film.copy()
+    aside[:, :, :40] = 0  # black on one side alone
+    small = np.zeros_like(film)
+    small[:, 20:44, 56:72] = 200  # an object before black
+    for whole in (film, dusk, wall, aside, small):
         assert picture_area(seen(whole).samples, 72, 128) == (0, 0, 72, 128)
 
 
