@@ -151,8 +151,8 @@ class Server:
             raise Refused(f"the server's answer is no completion ({error})") from error
         self.usage.requests += 1
         if usage := getattr(answer, "usage", None):
-            self.usage.input_tokens += usage.prompt_tokens
-            self.usage.output_tokens += usage.completion_tokens
+            self.usage.input_tokens += usage.prompt_tokens or 0
+            self.usage.output_tokens += usage.completion_tokens or 0
         return _text(answer, self.max_tokens)
 
 
@@ -245,6 +245,8 @@ def _text(answer: Any, max_tokens: int) -> str:
     if not choices:
         raise Refused("the server's answer is no completion: it has no choices")
     choice = choices[0]
+    if choice.message is None:
+        raise Refused("the server's answer is no completion: its choice has no message")
     if choice.finish_reason == "content_filter" or choice.message.refusal:
         raise Refused(f"the model refused it: {choice.message.refusal or 'a content filter'}")
     text = (choice.message.content or "").rpartition("</think>")[2]

@@ -36,7 +36,9 @@ def draw_sheet(clips: Sequence[tuple[UInt8[np.ndarray, "_ _ _ 3"], str]]) -> Ima
 
 
 def pick(reader: ShardReader, split: str, count: int) -> list[int]:
-    """`count` record numbers of a split, evenly spaced. Raises `UserError` for a split without records."""
+    """`count` record numbers of a split, evenly spaced. Raises `UserError` for a split without records or no count."""
+    if count < 1:
+        raise UserError(f"the number of records is {count}, but must be at least 1")
     records = reader.index.select(split)
     if not len(records):
         raise UserError(f'{reader.directory} has no records in its "{split}" split')

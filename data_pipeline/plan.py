@@ -69,6 +69,11 @@ class PackingConfig:
             raise UserError(f"durations is {self.durations!r}; choose one of {', '.join(DURATIONS)}")
         if not 0 <= self.image_fraction <= 1:
             raise UserError(f"image_fraction is {self.image_fraction}, but must be between 0 and 1")
+        if self.durations == "full" and (self.image_fraction > 0 or self.min_frames > 1):
+            raise UserError(
+                f"image_fraction is {self.image_fraction} and min_frames {self.min_frames}, but durations 'full' uses "
+                "whole clips: set durations='drawn', or leave them at 0 and 1"
+            )
         check_weights(self.caption_weights)
 
     @property

@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             report = examine_data(data, stream(config), num_steps, bar)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        args.out.with_name(f"{args.out.name}.json").write_text(json.dumps(report, indent=1) + "\n")
         sections = stages_sections(report) if has_stages else report_sections(report)
         page = render_page("What the run would see", f"{data} with {args.config}", sections)
-        args.out.with_suffix(".html").write_text(page)
+        args.out.with_name(f"{args.out.name}.html").write_text(page)
     return (_of_stages if has_stages else _of_one)(report) | (
         {"exit_code": EXIT_PROBLEMS} if report["problems"] else {}
     )

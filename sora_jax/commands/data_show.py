@@ -12,7 +12,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.records import SPLITS
 from data_pipeline.shards import ShardReader
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+ENDINGS = {".png": 2**31 - 1, ".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+"""Formats, and the most rows of pixels that Pillow writes of each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--out {args.out} must end in one of {', '.join(ENDINGS)}")
     reader = ShardReader(args.data)
     numbers = pick(reader, args.split, args.num)
+    sheet = contact_sheet(reader, numbers)
+    if sheet.height > (limit := ENDINGS[args.out.suffix.lower()]):
+        raise UserError(
+            f"the sheet of {len(numbers)} records is {sheet.height} pixels high, and {args.out.suffix} holds {limit}: "
+            "lower --num, or write a .png"
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(reader, numbers).save(args.out)
+    sheet.save(args.out)
     return {"records": numbers, "out": args.out}

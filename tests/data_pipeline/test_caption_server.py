@@ -102,6 +102,22 @@ def test_an_answer_that_was_cut_off_ends_with_its_last_full_sentence(text, kept)
                 expand(["a ball"])
 
 
+def test_what_a_server_leaves_null_costs_no_other_clip(tmp_path, clips_in):
+    clips = clips_in(tmp_path / "clips", SHAPES)
+
+    def respond(request, number):
+        status, body, headers = answer(f"clip {clip_of(request)}")
+        if clip_of(request) == 0:
+            body["choices"][0]["message"] = None
+        if clip_of(request) == 1:
+            body["usage"] = dict.fromkeys(body["usage"])
+        return status, body, headers
+
+    with chat_server(respond) as chat:
+        recaption(clips, tmp_path / "out", captioner(server(chat)))
+    assert texts(tmp_path / "out") == [[]] + [[f"clip {n}"] for n in range(1, len(SHAPES))]
+
+
 def test_what_a_model_thought_is_no_answer():
     with (
         chat_server(lambda request, n: answer("<think>The user wants a ball. Maybe", "length")) as chat,

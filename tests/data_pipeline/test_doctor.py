@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 
 import numpy as np
+import pytest
 
 from data_pipeline.clip_stream import ClipStreamConfig
 from data_pipeline.contact_sheet import contact_sheet, pick
 from data_pipeline.doctor import examine_data, report_sections
+from data_pipeline.errors import UserError
 from data_pipeline.page import render_page
 from data_pipeline.records import Caption, ClipRecord
 from data_pipeline.shards import ShardReader, ShardWriter
@@ -46,6 +48,8 @@ def test_the_doctor_finds_what_was_planted(tmp_path):
     page = render_page("title", "subtitle", report_sections(report))
     assert "the shard is damaged" in page and "1 of 7 records are unreadable" in page
     reader = ShardReader(tmp_path / "data")
+    with pytest.raises(UserError, match="number of records is 0, but must be at least 1"):
+        pick(reader, "train", 0)
     numbers = pick(reader, "train", 3)
     sheet = np.asarray(contact_sheet(reader, numbers))
     assert numbers == [0, 2, 4] and (sheet[102 + 40, 40] // 8 == 40 // 8).all()  # the second row shows clip 2

@@ -159,6 +159,7 @@ def test_millions_of_clips_start_at_any_step_with_two_windows(index_of, monkeypa
         ({"patch_size": (2, 2, 2)}, "a patch is in one frame"),
         ({"durations": "short"}, "choose one of full, drawn"),
         ({"image_fraction": 1.5}, "between 0 and 1"),
+        ({"image_fraction": 0.5}, "durations='drawn'"),
         ({"window_steps": -1}, "0 .automatic. or more"),
     ],
 )
