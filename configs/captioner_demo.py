@@ -3,8 +3,8 @@
     sora-jax train --config configs/captioner_demo.py --workdir runs/demo/captioner --config.data.path=runs/demo/clips
 
 Objects are 14 to 22 pixels large, so that patches of 16 pixels behind a stem of three convolutions see as much of them
-as the quickstart's captioner does. Not trained to its end yet: LOG.md has a shorter run, with five frames and patches
-of one, which counts 87 % of held-out clips right and has not learned directions.
+as the quickstart's captioner does. These 1,200 steps are too few (LOG.md): colours and numbers are right in 87 to 89 of
+100, shapes in 55, directions by chance.
 """
 
 from ml_collections import ConfigDict

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.scores = ConfigDict()  # such as dict(aesthetics=dict(function="my_models.laion:score", least=4.5))
     config.embedder = dict(function="", num_frames=8, accelerators=0.0)
     config.captioner = dict(function="", num_frames=8, accelerators=0.0)
-    config.duplicates = dict(max_bits=10, min_similarity=0.9, min_overlap=0.6, min_overlap_s=1.0)
+    config.duplicates = dict(max_bits=10, min_similarity=0.94, min_overlap=0.6, min_overlap_s=1.0)
     config.balance = dict(num_clusters=0, quota=3.0)
     config.output = dict(
         short_sides=(0, 256),
@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
         records_per_shard=1024,
         heldout_fraction=0.05,
         vocab_size=8192,
+        tokenizer="",  # a data set's, for one that is to be mixed with it
         license="unknown",
         require_caption=False,
     )

@@ -9,7 +9,6 @@ whatever happened on the way. `DIR/inputs.jsonl` says what became of every input
 import fcntl
 import hashlib
 import json
-import logging
 import math
 import os
 import shutil
@@ -29,6 +28,7 @@ from data_pipeline.tokenizer import SMALLEST_VOCAB, Tokenizer
 from data_pipeline.walk import (
     DROID_GROUP,
     CaptionLine,
+    count_unmatched,
     find_inputs,
     group_of,
     group_pattern,
@@ -36,8 +36,6 @@ from data_pipeline.walk import (
     printable,
     read_captions,
 )
-
-logger = logging.getLogger(__name__)
 
 BUILD_VERSION = 2  # part of every key: raise it when the same input gives other clips
 
@@ -96,17 +94,10 @@ def build(
     config.check()
     if out.resolve() == videos.resolve():
         raise UserError(f"--out and --videos are both {out}: choose another folder for the data set")
+    paths = find_inputs(videos, exclude=out)
     lines = read_captions(None if captions is None else Path(captions), videos)
     loaded = None if tokenizer is None else Tokenizer.load(tokenizer)
-    paths = find_inputs(videos, exclude=out)
-    unmatched = len(set(lines) - set(paths))
-    if lines and paths and unmatched == len(lines):
-        raise UserError(
-            f"none of the {unmatched} captioned files is in {videos}: the captions name '{next(iter(lines))}', the "
-            f"folder holds '{paths[0]}'; give paths relative to the folder or to the captions file"
-        )
-    if unmatched:
-        logger.warning("%d captioned files are not in %s", unmatched, videos)
+    unmatched = count_unmatched(lines, paths, videos)
     try:
         if (out / "manifest.json").exists():
             manifest = _finished(videos, out, paths, lines, config, loaded, workers)

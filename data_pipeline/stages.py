@@ -31,6 +31,11 @@ from data_pipeline.tokenizer import Tokenizer
 
 OPEN_STAGES = 2  # steps around a boundary are read at the same time
 _SHARED = ("autoencoder_fingerprint", "channels", "latent_mean", "latent_std")
+_ENCODE = "encode one of them again with the other's"
+_BUILD = (
+    "build one of them again with the other's (data build --tokenizer, config.output.tokenizer of data curate) and "
+    "encode it"
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def check_stages(stages: Sequence[Stage]) -> dict[str, Manifest]:
                 shown = [value[:12] if isinstance(value, str) else value for value in values]
                 raise UserError(
                     f"the data sets of a run must share autoencoder and tokenizer, but {name} is {shown[0]} in {first} "
-                    f"and {shown[1]} in {path}: build and encode one of them again with the other's"
+                    f"and {shown[1]} in {path}: {_ENCODE if name in _SHARED else _BUILD}"
                 )
     return manifests
 

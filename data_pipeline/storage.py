@@ -1,13 +1,37 @@
 """Files of a folder that may be remote: local paths, and whatever fsspec knows (s3://, gs://, hf://, …)."""
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
-from data_pipeline.errors import SystemFailure, UserError
+from data_pipeline.errors import PASSING, SystemFailure, UserError
+
+PAUSES_S = (1.0, 4.0)
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+
+Result = TypeVar("Result")
+
+
+def patiently(action: Callable[[], Result], pauses_s: Sequence[float] = PAUSES_S) -> Result:
+    """`action()`, again after each pause where it failed by what may pass. Raises what the last try did."""
+    for pause_s in pauses_s:
+        try:
+            return action()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+        time.sleep(pause_s)
+    return action()
+
+
+def _may_pass(error: Exception) -> bool:
+    """By its number, where it has one; clients of object stores raise errors of their own, of which most may pass."""
+    number = error.errno if isinstance(error, OSError) else None
+    return not isinstance(error, LASTING) if number is None else number in PASSING
 
 
 class Storage:

@@ -41,8 +41,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Reads a ``.model`` file. Raises UserError when it is missing or damaged."""
-        path = Path(path)
+        """Reads a ``.model`` file, or that of a data set. Raises UserError when it is missing or damaged."""
+        path = Path(path, "tokenizer.model") if Path(path).is_dir() else Path(path)
         try:
             return cls(path.read_bytes(), where=str(path))
         except OSError as error:

@@ -3,14 +3,17 @@
 import csv
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Files that lie beside videos and are no video themselves. Everything else is an input and gets a verdict.
 SIDECARS = frozenset(
@@ -44,16 +47,26 @@ def find_inputs(videos: Path, exclude: Path) -> list[str]:
     """
     if not videos.is_dir():
         raise UserError(f"{videos} is not a folder: pass the folder of videos as --videos")
-    found = sorted(path.relative_to(videos).as_posix() for path in _walk(videos, {exclude.resolve()}))
+    found = find_files(videos, exclude, lambda name: not is_sidecar(name))
     if not found:
         raise UserError(f"{videos} holds no videos or images")
-    if found == ["."]:
-        raise UserError(f"{videos} cannot be read: check its permissions")
     return found
 
 
-def _walk(videos: Path, visited: set[Path]) -> Iterator[Path]:
-    """Inputs and unreadable folders. Each folder is `visited` once, links after the folders that lie here."""
+def find_files(folder: Path, exclude: Path | None, keep: Callable[[str], bool]) -> list[str]:
+    """Relative paths of all files whose names are to `keep`, and of folders that cannot be read; as `find_inputs`.
+
+    Raises `UserError` if `folder` itself cannot be read.
+    """
+    visited = {exclude.resolve()} if exclude else set()
+    found = sorted(path.relative_to(folder).as_posix() for path in _walk(folder, visited, keep))
+    if found == ["."]:
+        raise UserError(f"{folder} cannot be read: check its permissions")
+    return found
+
+
+def _walk(videos: Path, visited: set[Path], keep: Callable[[str], bool]) -> Iterator[Path]:
+    """Files and unreadable folders. Each folder is `visited` once, links after the folders that lie here."""
     tops = [videos]
     for top in tops:
         unreadable: list[OSError] = []
@@ -64,7 +77,7 @@ def _walk(videos: Path, visited: set[Path]) -> Iterator[Path]:
             visited.add(real)
             names[:] = sorted(name for name in names if not name.startswith("."))
             tops += [link for link in (Path(folder, name) for name in names) if link.is_symlink()]
-            yield from (Path(folder, name) for name in files if not name.startswith(".") and not is_sidecar(name))
+            yield from (Path(folder, name) for name in files if not name.startswith(".") and keep(name))
         yield from (Path(error.filename) for error in unreadable)
 
 
@@ -78,22 +91,59 @@ def printable(path: str) -> str:
 
 
 def read_captions(path: Path | None, videos: Path) -> dict[str, list[CaptionLine]]:
-    """Caption lines by relative path. `path` None means the first of `CAPTION_FILES` that is in the folder.
+    """Caption lines by relative path. `path` None means the first of `CAPTION_FILES` in the folder, and in each of its
+    subfolders, where paths are relative to that subfolder.
 
     Columns: path (or file_name, video) and caption (or text), optionally caption_source, language, group, license.
     Raises `UserError` naming the line that is wrong.
     """
-    if path is None:
-        path = next((p for p in (videos / name for name in CAPTION_FILES) if p.is_file()), None)
-        if path is None:
-            return {}
     captions: dict[str, list[CaptionLine]] = {}
-    for number, row in metadata_rows(path):
-        name = named(row, PATH_COLUMNS, path, number)
-        captions.setdefault(_path_within(videos, name, path), []).append(caption_line(row, path, number))
-    if not captions:
-        raise UserError(f"captions file {path} has no captions: write a line a clip, or delete it to go without")
+    for table in [path] if path else _caption_tables(videos):
+        prefix = "" if path else f"{table.parent.relative_to(videos).as_posix()}/".removeprefix("./")
+        bases = (videos, table.parent) if path else (table.parent,)
+        empty = True
+        for number, row in metadata_rows(table):
+            place = f"{table} line {number}"
+            name = named(row, PATH_COLUMNS, place)
+            captions.setdefault(_path_within(videos, name, bases, prefix), []).append(caption_line(row, place))
+            empty = False
+        if empty:
+            raise UserError(f"captions file {table} has no captions: write a line a clip, or delete it to go without")
     return captions
+
+
+def _caption_tables(videos: Path) -> Iterator[Path]:
+    """The first of `CAPTION_FILES` of each folder. In subfolders such names may mean something else: tables without the
+    columns of captions are passed over, with a warning."""
+    seen: set[Path] = set()
+    found = [videos / name for name in find_files(videos, None, CAPTION_FILES.__contains__)]
+    tables = [path for path in found if path.is_file()]  # no dangling links, and no folders that cannot be read
+    for table in sorted(tables, key=lambda path: (path.parent, CAPTION_FILES.index(path.name))):
+        if table.parent in seen:
+            continue
+        seen.add(table.parent)
+        first = next((row for _, row in metadata_rows(table)), {}) if table.parent != videos else None
+        if first is None or (first.keys() & set(PATH_COLUMNS) and first.keys() & set(CAPTION_COLUMNS)):
+            yield table
+        else:
+            logger.warning("%s has no columns of paths and captions: it is not read", table)
+
+
+def count_unmatched(lines: Collection[str], paths: Collection[str], place: Path | str) -> int:
+    """How many of the captioned files `lines` are not among `paths`, those in `place`; warns of them.
+
+    Raises `UserError` if none is there: then the captions are written in another way than meant.
+    """
+    known = set(paths)
+    unmatched = [name for name in lines if name not in known]
+    if lines and paths and len(unmatched) == len(lines):
+        raise UserError(
+            f"none of the {len(unmatched)} captioned files is in {place}: the captions name '{unmatched[0]}', there is "
+            f"'{min(paths)}'; give paths relative to the folder or to the captions file"
+        )
+    if unmatched:
+        logger.warning("%d captioned files are not in %s, the first is %s", len(unmatched), place, unmatched[0])
+    return len(unmatched)
 
 
 def metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,14 +175,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(rows)
 
 
-def _path_within(videos: Path, name: str, captions: Path) -> str:
-    """A captioned file's path within `videos`; it may be given relative to that, to the captions file, or absolute."""
+def _path_within(videos: Path, name: str, bases: Iterable[Path], prefix: str) -> str:
+    """A captioned file's path within `videos`; `name` is absolute or relative to one of `bases`. What is not there is
+    called as it is written, behind `prefix`."""
     root = Path(os.path.abspath(videos))
-    for base in (root, Path(os.path.abspath(captions.parent))):
-        full = Path(os.path.normpath(base / name))
+    for base in bases:
+        full = Path(os.path.normpath(Path(os.path.abspath(base), name)))
         if full.is_relative_to(root) and full.exists():
             return full.relative_to(root).as_posix()
-    return name.removeprefix("./")
+    return prefix + name.removeprefix("./")
 
 
 def _csv_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -161,30 +212,30 @@ def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def named(row: dict[str, Any], columns: tuple[str, ...], path: Path, number: int) -> str:
-    """The text in the first of `columns` that the row has. Raises `UserError` if there is none."""
-    value = next((row[column] for column in columns if column in row), None)
+def named(row: dict[str, Any], columns: tuple[str, ...], place: str) -> str:
+    """The text in the first of `columns` that is not null. Raises `UserError`, saying `place`, if there is none."""
+    value = next((row[column] for column in columns if row.get(column) is not None), None)
     if not isinstance(value, str):
-        raise UserError(f"{path} line {number} has no text in {columns[0]!r}: it has {sorted(map(str, row))}")
+        raise UserError(f"{place} has no text in {columns[0]!r}: it has {sorted(map(str, row))}")
     return value
 
 
-def _storable(text: str, path: Path, number: int) -> str:
+def _storable(text: str, place: str) -> str:
     """Raises `UserError` for half of a character, as JSON can spell it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         bad = text[error.start : error.end].encode("unicode_escape").decode()
-        raise UserError(f"{path} line {number} has {bad}, half of a character (a lone surrogate): mend it") from error
+        raise UserError(f"{place} has {bad}, half of a character (a lone surrogate): mend it") from error
     return text
 
 
-def caption_line(row: dict[str, Any], path: Path, number: int) -> CaptionLine:
-    """A row's caption and what else it says of its clip."""
+def caption_line(row: dict[str, Any], place: str) -> CaptionLine:
+    """A row's caption and what else it says of its clip. Raises `UserError`, saying `place`, if it has none."""
     columns = ("caption_source", "language", "group", "license", "licence")
-    optional = {name: _storable(str(row.get(name) or ""), path, number) for name in columns}
+    optional = {name: _storable(str(row.get(name) or ""), place) for name in columns}
     return CaptionLine(
-        text=_storable(named(row, CAPTION_COLUMNS, path, number).strip(), path, number),
+        text=_storable(named(row, CAPTION_COLUMNS, place).strip(), place),
         source=optional["caption_source"] or "unknown",
         language=optional["language"] or "und",
         group=optional["group"],

@@ -46,7 +46,8 @@ class Candidate:
 
     `crop` is (top, left, height, width) of the picture within the source's frame. `hashes` are 64-bit perceptual
     hashes of sampled pictures; `signature` is a float16 vector of unit length (`signature.py`); `track` holds its small
-    pictures in time (`alignment.py`); `embedding` is what an embedder gave; `picture` a small JPEG for people.
+    pictures in time (`alignment.py`); `embedding` is what an embedder gave, `caption` what a captioner did; `copies`
+    are the sources of the duplicates that it stands for; `picture` is a small JPEG for people.
     `repaired`: the source was damaged, and `start` counts in its repaired file.
     """
 
@@ -67,6 +68,7 @@ class Candidate:
     track: bytes = b""
     embedding: bytes = b""
     caption: str = ""
+    copies: tuple[str, ...] = ()
     picture: bytes = b""
     rejected: Rejected | None = None
 
@@ -114,7 +116,7 @@ def from_plain(plain: dict[str, Any]) -> Examined:
 
 def candidate_from_plain(plain: dict[str, Any]) -> Candidate:
     shaped = {"crop": tuple(plain["crop"]), "hashes": tuple(plain["hashes"]), "rejected": _rejected(plain["rejected"])}
-    return Candidate(**{**plain, **shaped})
+    return Candidate(**{**plain, **shaped, "copies": ()})  # which ones these are, is found in every run anew
 
 
 def _rejected(plain: dict[str, Any] | None) -> Rejected | None:

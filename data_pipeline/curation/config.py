@@ -88,7 +88,7 @@ class DuplicateConfig:
     without an embedder, where they overlap by `min_overlap` of the shorter and `min_overlap_s`."""
 
     max_bits: int = 10
-    min_similarity: float = 0.9
+    min_similarity: float = 0.94
     min_overlap: float = 0.6
     min_overlap_s: float = 1.0
 
@@ -110,7 +110,9 @@ class BalanceConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """`short_sides`: one data set each, of the clips that are at least as large; 0 is the size that they have."""
+    """`short_sides`: one data set each, of the clips that are at least as large; 0 is the size that they have.
+    `tokenizer`: a model file, or a data set whose tokenizer is to be shared; by default one is trained on the captions.
+    """
 
     short_sides: tuple[int, ...] = (0,)
     format: str = "array_record"
@@ -118,6 +120,7 @@ class OutputConfig:
     heldout_fraction: float = 0.05
     group_regex: str = DROID_GROUP
     vocab_size: int = 8192
+    tokenizer: str = ""
     license: str = "unknown"
     require_caption: bool = False
 

@@ -2,8 +2,9 @@
 
     examine (parallel)   probe, shots, borders, measures                  → staged, one result a source
     filters              limits on the measures                           pure, here
-    models (parallel)    scores, embeddings, captions, if there are any   → staged, one result a clip
+    models (parallel)    scores and embeddings, if there are any          → staged, one result a clip
     duplicates, balance  over all clips that are left                     pure, here
+    captioner (parallel) a caption of each clip that stays, if there is   → staged, one result a clip
     render (parallel)    each clip's bytes at each size                   → staged, one result a clip and size
     output               shards, in the order of the sources              here
 
@@ -33,24 +34,27 @@ from data_pipeline.curation.duplicates import drop_duplicates
 from data_pipeline.curation.examine import EXAMINE_VERSION
 from data_pipeline.curation.filters import apply_limits, apply_scores
 from data_pipeline.curation.funnel import funnel, sections
-from data_pipeline.curation.output import has_caption, write_outputs
+from data_pipeline.curation.output import captions_of, write_outputs
 from data_pipeline.curation.sources import Source, list_sources
 from data_pipeline.curation.tasks import (
+    Models,
     Work,
     accelerators,
+    captioners,
     examine_source,
     examined_name,
-    has_models,
     load_examined,
     load_function,
     models_name,
     render,
     run_models,
+    scorers,
 )
 from data_pipeline.engines import Died, Engine
 from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.page import render_page
 from data_pipeline.storage import Storage
+from data_pipeline.tokenizer import Tokenizer
 
 REPORT = "funnel.json"
 
@@ -75,27 +79,29 @@ def curate(
     """
     target = Storage(out)
     store = Storage(staging or f"{target.url}/.staging")
-    sources = list_sources(inputs, captions, exclude=target.local if target.is_local else None)
-    key = _key(sources, cfg)
+    sources, unmatched = list_sources(inputs, captions, exclude=target.local if target.is_local else None)
+    tokenizer = Tokenizer.load(cfg.output.tokenizer) if cfg.output.tokenizer else None
+    key = _key(sources, cfg, tokenizer)
     if target.exists(REPORT):
         return _finished(target, key)
-    for model in (*cfg.scores.values(), cfg.embedder, cfg.captioner):
-        if model.function:
-            load_function(model.function)  # a name that is wrong is no news for the end of the run
+    for model in (scorers(cfg) | captioners(cfg)).values():
+        load_function(model.function)  # a name that is wrong is no news for the end of the run
     try:
         with alone_in(target.local) if target.is_local else nullcontext():
-            return _curate(sources, cfg, engine, store, target, key, keep=bool(staging), on_progress=on_progress)
+            return _curate(sources, unmatched, cfg, engine, store, target, key, tokenizer, bool(staging), on_progress)
     except OSError as error:
         raise from_os_error(error, f"curating into {out}") from error
 
 
 def _curate(
     sources: list[Source],
+    unmatched: int,
     cfg: CurationConfig,
     engine: Engine,
     store: Storage,
     target: Storage,
     key: str,
+    tokenizer: Tokenizer | None,
     keep: bool,
     on_progress: Progress,
 ) -> dict[str, Any]:
@@ -103,12 +109,16 @@ def _curate(
     report = partial(_reported, on_progress)
     examined = _examine(sources, cfg, engine, store, report)
     clips = [apply_limits(clip, cfg.filters) for source in examined for clip in source.candidates]
-    if has_models(cfg):
-        clips = _apply_models(clips, by_id, cfg, engine, store, report)
-    if cfg.output.require_caption:
-        clips = _on_left(clips, partial(_captioned, by_id, cfg))
-    clips = _on_left(clips, lambda left: drop_duplicates(left, cfg.duplicates))
+    clips = _apply_models(clips, by_id, scorers(cfg), "models", engine, store, report)
+    clips = _on_left(clips, lambda left: [apply_scores(clip, cfg.scores) for clip in left])
+    clips = _on_left(clips, lambda left: drop_duplicates(left, cfg.duplicates, partial(on_progress, "duplicates")))
+    if cfg.output.require_caption and not captioners(cfg):
+        # Behind the duplicates, whose captions go to the clip that stays; quotas are for what may stay.
+        clips = _on_left(clips, partial(_captioned, by_id, cfg, "captions"))
     clips = _on_left(clips, lambda left: balance(left, cfg.balance))
+    clips = _apply_models(clips, by_id, captioners(cfg), "captioner", engine, store, report)
+    if cfg.output.require_caption:
+        clips = _on_left(clips, partial(_captioned, by_id, cfg, "captioner"))
     clips = _render(clips, by_id, cfg, engine, store, report)
     counts = funnel(examined, clips)
     _write_reports(counts, examined, clips, by_id, cfg, store, target)
@@ -117,18 +127,20 @@ def _curate(
         raise UserError(
             f"no clip of {len(sources)} sources is left: {target.url}/funnel.html says which stage dropped them"
         )
-    written = write_outputs(kept, by_id, cfg, key, store, target)
-    result = {"key": key, "sources": len(sources), "datasets": written, "funnel": counts}
+    written = write_outputs(kept, by_id, cfg, key, tokenizer, store, target)
+    found = {"sources": len(sources), "captions_unmatched": unmatched}
+    result = {"key": key, **found, "datasets": written, "funnel": counts}
     target.write(REPORT, (json.dumps(result, indent=1) + "\n").encode())
     if not keep:
         store.clear()
     return result
 
 
-def _key(sources: Sequence[Source], cfg: CurationConfig) -> str:
+def _key(sources: Sequence[Source], cfg: CurationConfig, tokenizer: Tokenizer | None) -> str:
     """What decides the bytes of the data sets."""
     parts = [[s.source_id, s.stamp, [dataclasses.asdict(line) for line in s.lines]] for s in sources]
-    plain = json.dumps([EXAMINE_VERSION, dataclasses.asdict(cfg), parts])
+    fingerprint = None if tokenizer is None else tokenizer.fingerprint
+    plain = json.dumps([EXAMINE_VERSION, dataclasses.asdict(cfg), fingerprint, parts])
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
@@ -148,18 +160,21 @@ def _reported(on_progress: Progress, stage: str, total: int, results: Iterator[A
 def _examine(
     sources: list[Source], cfg: CurationConfig, engine: Engine, store: Storage, report: Callable[..., Any]
 ) -> list[Examined]:
-    """In the order of the sources, without their pictures. A crash is of this run only: nothing of it is staged."""
+    """In the order of the sources, without their pictures. A crash, or a source that could not be fetched, is of this
+    run only: nothing of it is staged."""
     todo = [number for number, source in enumerate(sources) if not store.exists(examined_name(cfg, source))]
-    crashed = set()
+    failed: dict[str, Rejected] = {}
     task = partial(examine_source, cfg, store.url)
     for place, result in report("examine", len(todo), engine.map(task, [sources[number] for number in todo])):
+        source_id = sources[todo[place]].source_id
         if isinstance(result, Died):
-            crashed.add(sources[todo[place]].source_id)
+            failed[source_id] = Rejected("probe", Reason.CRASHED, "its worker died each time")
+        elif result:
+            failed[source_id] = result
     examined = []
     for source in sources:
-        if source.source_id in crashed:
-            why = Rejected("probe", Reason.CRASHED, "its worker died each time")
-            examined.append(Examined(source.source_id, "", rejected=why))
+        if source.source_id in failed:
+            examined.append(Examined(source.source_id, "", rejected=failed[source.source_id]))
         else:
             examined.append(_without_pictures(load_examined(store, examined_name(cfg, source))))
     return examined
@@ -182,36 +197,51 @@ def _works(clips: Sequence[Candidate], sources: dict[str, Source]) -> list[Work]
     return [(sources[name], tuple(members)) for name, members in left]
 
 
+def _failed(
+    works: Sequence[Work], stage: str, results: Iterator[tuple[int, Died | list[tuple[int, str]]]]
+) -> dict[tuple[str, int], Rejected]:
+    """By source and start: the clips of tasks that died, and those that a task says could not be read."""
+    failed: dict[tuple[str, int], Rejected] = {}
+    for place, result in results:
+        source, members = works[place]
+        if isinstance(result, Died):
+            why = Rejected(stage, Reason.CRASHED, "its worker died each time")
+            failed |= {(source.source_id, clip.start): why for clip in members}
+        else:
+            failed |= {(source.source_id, start): Rejected(stage, Reason.UNREADABLE, text) for start, text in result}
+    return failed
+
+
 def _apply_models(
     clips: list[Candidate],
     sources: dict[str, Source],
-    cfg: CurationConfig,
+    models: Models,
+    stage: str,
     engine: Engine,
     store: Storage,
     report: Callable[..., Any],
 ) -> list[Candidate]:
+    if not models:
+        return clips
     works = _works(clips, sources)
-    results = engine.map(partial(run_models, cfg, store.url), works, accelerators(cfg))
-    for _ in report("models", len(works), results):
-        pass  # what a death left undone is seen below
+    results = engine.map(partial(run_models, models, store.url), works, accelerators(models))
+    failed = _failed(works, stage, report(stage, len(works), results))
 
     def apply(clip: Candidate) -> Candidate:
-        name = models_name(cfg, clip, sources[clip.source_id].stamp)
+        name = models_name(models, clip, sources[clip.source_id].stamp)
         if not store.exists(name):
-            return dataclasses.replace(clip, rejected=Rejected("models", Reason.CRASHED, "its worker died each time"))
+            return dataclasses.replace(clip, rejected=failed[clip.source_id, clip.start])
         found = msgpack.unpackb(store.read(name))
-        if found["failed"]:
-            return dataclasses.replace(clip, rejected=Rejected("models", Reason.MODEL_FAILED, found["failed"]))
-        measures = {**clip.measures, **found["measures"]}
-        scored = dataclasses.replace(clip, measures=measures, embedding=found["embedding"], caption=found["caption"])
-        return apply_scores(scored, cfg.scores)
+        if why := found.pop("failed"):
+            return dataclasses.replace(clip, rejected=Rejected(stage, Reason.MODEL_FAILED, why))
+        return dataclasses.replace(clip, **{**found, "measures": {**clip.measures, **found["measures"]}})
 
     return _on_left(clips, lambda left: [apply(clip) for clip in left])
 
 
-def _captioned(sources: dict[str, Source], cfg: CurationConfig, clips: list[Candidate]) -> list[Candidate]:
-    why = Rejected("captions", Reason.NO_CAPTION, "neither the metadata nor a captioner has one")
-    return [clip if has_caption(clip, sources, cfg) else dataclasses.replace(clip, rejected=why) for clip in clips]
+def _captioned(sources: dict[str, Source], cfg: CurationConfig, stage: str, clips: list[Candidate]) -> list[Candidate]:
+    why = Rejected(stage, Reason.NO_CAPTION, "neither the metadata nor a captioner has one")
+    return [clip if captions_of(clip, sources, cfg) else dataclasses.replace(clip, rejected=why) for clip in clips]
 
 
 def _render(
@@ -223,15 +253,8 @@ def _render(
     report: Callable[..., Any],
 ) -> list[Candidate]:
     works = _works(clips, sources)
-    failed: dict[tuple[str, int], Rejected] = {}
     results = engine.map(partial(render, cfg.output.short_sides, store.url), works)
-    for place, result in report("render", len(works), results):
-        source, members = works[place]
-        if isinstance(result, Died):
-            why = Rejected("render", Reason.CRASHED, "its worker died each time")
-            failed |= {(source.source_id, clip.start): why for clip in members}
-        else:
-            failed |= {(source.source_id, start): Rejected("render", Reason.UNREADABLE, text) for start, text in result}
+    failed = _failed(works, "render", report("render", len(works), results))
     return [
         dataclasses.replace(clip, rejected=failed[clip.source_id, clip.start])
         if (clip.source_id, clip.start) in failed

@@ -6,31 +6,42 @@ are joined into clusters as in SemDeDup (Abbas et al. 2023), whose embeddings ma
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from data_pipeline.curation.alignment import TRACK_RATE, aligned_similarity, normalised
+from data_pipeline.curation.alignment import TRACK_RATE, aligned_similarities, normalised
 from data_pipeline.curation.candidate import Candidate, Reason, Rejected
 from data_pipeline.curation.config import DuplicateConfig
 
 BANDS, BAND_BITS = 4, 16
 MAX_NEIGHBOURS = 256  # in a crowded band a clip is compared with as many, next in order of their whole hashes
 BLOCK = 4096
+BATCH = 64  # clips that one is compared with at once: 15 MB for clips of 20 s
+
+Progress = Callable[[int, int], None]
 
 
-def drop_duplicates(clips: Sequence[Candidate], cfg: DuplicateConfig) -> list[Candidate]:
-    """The clips in their order, all but the best of each cluster rejected with the one that stays in their place."""
+def drop_duplicates(
+    clips: Sequence[Candidate], cfg: DuplicateConfig, on_progress: Progress = lambda done, total: None
+) -> list[Candidate]:
+    """The clips in their order, all but the best of each cluster rejected with the one that stays in their place, which
+    names the sources of the others. Calls `on_progress(pairs compared, pairs)`."""
     clips = list(clips)
-    cluster = duplicate_clusters(clips, cfg)
-    best: dict[int, int] = {}
-    for number, root in enumerate(cluster):
-        best[root] = min(best.get(root, number), number, key=lambda n: (_worth(clips[n]), clips[n].clip_id))
-    for number, root in enumerate(cluster):
-        if best[root] != number:
-            why = Rejected("duplicates", Reason.DUPLICATE, f"of {clips[best[root]].clip_id}")
+    members = defaultdict(list)
+    for number, root in enumerate(duplicate_clusters(clips, cfg, on_progress)):
+        members[root].append(number)
+    for cluster in members.values():
+        best = min(cluster, key=lambda n: (_worth(clips[n]), clips[n].clip_id))
+        copies = [number for number in cluster if number != best]
+        why = Rejected("duplicates", Reason.DUPLICATE, f"of {clips[best].clip_id}")
+        for number in copies:
             clips[number] = dataclasses.replace(clips[number], rejected=why)
+        names = tuple(dict.fromkeys(clips[number].source_id for number in copies))
+        clips[best] = dataclasses.replace(clips[best], copies=names)
     return clips
 
 
@@ -39,7 +50,9 @@ def _worth(clip: Candidate) -> tuple[float, ...]:
     return (-clip.crop[2] * clip.crop[3], -round(clip.duration_s, 1), not clip.whole, -clip.measures["sharpness"])
 
 
-def duplicate_clusters(clips: Sequence[Candidate], cfg: DuplicateConfig) -> list[int]:
+def duplicate_clusters(
+    clips: Sequence[Candidate], cfg: DuplicateConfig, on_progress: Progress = lambda done, total: None
+) -> list[int]:
     """For each clip the number of the first clip in its cluster (single linkage)."""
     roots = list(range(len(clips)))
 
@@ -49,18 +62,34 @@ def duplicate_clusters(clips: Sequence[Candidate], cfg: DuplicateConfig) -> list
             number = roots[number]
         return number
 
+    def join(a: int, b: int) -> None:
+        first, second = sorted((root(a), root(b)))
+        roots[second] = first
+
     if len(clips) > 1:
         pairs = _proposed_pairs(clips, cfg.max_bits)
         same = _similar(pairs, clips, cfg.min_similarity)
-        for a, b in pairs[same]:
-            first, second = sorted((root(int(a)), root(int(b))))
-            roots[second] = first
+        for a, b in pairs[same].tolist():
+            join(a, b)
         # An embedder's vectors have the last word; without one, parts of clips are looked at too.
-        for a, b in pairs[~same] if not any(clip.embedding for clip in clips) else ():
-            first, second = sorted((root(int(a)), root(int(b))))
-            if first != second and _overlap_alike(clips[a], clips[b], cfg):
-                roots[second] = first
+        left = pairs[~same] if not any(clip.embedding for clip in clips) else pairs[:0]
+        settled = len(pairs) - len(left)
+        on_progress(settled, len(pairs))
+        for done, a, others in _batches(left):
+            apart = [b for b in others if root(a) != root(b)]
+            for b in _overlapping(clips, a, apart, cfg):
+                join(a, b)
+            on_progress(settled + done, len(pairs))
     return [root(number) for number in range(len(clips))]
+
+
+def _batches(pairs: Int64[np.ndarray, "p 2"]) -> Iterator[tuple[int, int, list[int]]]:
+    """(pairs up to here, a clip, some that it is a pair with), from pairs in their order."""
+    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+    for start, end in pairwise([*starts.tolist(), len(pairs)]):
+        for first in range(start, end, BATCH):
+            last = min(first + BATCH, end)
+            yield last, int(pairs[start, 0]), pairs[first:last, 1].tolist()
 
 
 def _proposed_pairs(clips: Sequence[Candidate], max_bits: int) -> Int64[np.ndarray, "p 2"]:
@@ -93,9 +122,16 @@ def _similar(pairs: Int64[np.ndarray, "p 2"], clips: Sequence[Candidate], least:
     return same
 
 
-def _overlap_alike(a: Candidate, b: Candidate, cfg: DuplicateConfig) -> bool:
-    """Whether a part of one clip is a copy of a part of the other."""
-    if min(a.num_frames, b.num_frames) == 1 or not a.track or not b.track:
-        return False
+def _overlapping(clips: Sequence[Candidate], one: int, others: Sequence[int], cfg: DuplicateConfig) -> list[int]:
+    """Those of `others` of which a part is a copy of a part of `one`."""
+    moving = [number for number in others if _is_moving(clips[number])]
+    if not moving or not _is_moving(clips[one]):
+        return []
+    tracks = [normalised(clips[number].track) for number in moving]
     least = round(cfg.min_overlap_s * TRACK_RATE)
-    return aligned_similarity(normalised(a.track), normalised(b.track), cfg.min_overlap, least) >= cfg.min_similarity
+    found = aligned_similarities(normalised(clips[one].track), tracks, cfg.min_overlap, least)
+    return [number for number, alike in zip(moving, found, strict=True) if alike >= cfg.min_similarity]
+
+
+def _is_moving(clip: Candidate) -> bool:
+    return clip.num_frames > 1 and bool(clip.track)

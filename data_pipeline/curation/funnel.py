@@ -8,7 +8,7 @@ from typing import Any
 from data_pipeline.curation.candidate import Candidate, Examined
 from data_pipeline.page import Picture, Section, Table
 
-STAGES = ("filters", "models", "captions", "duplicates", "balance", "render")
+STAGES = ("filters", "models", "duplicates", "captions", "balance", "captioner", "render")
 MAX_EXAMPLES = 6
 
 

@@ -31,25 +31,50 @@ def write_outputs(
     sources: dict[str, Source],
     cfg: CurationConfig,
     key: str,
+    tokenizer: Tokenizer | None,
     staging: Storage,
     out: Storage,
 ) -> dict[str, dict[str, int]]:
-    """Records by size and split. A size that an earlier run has finished is left as it is."""
+    """Records by size and split. A size that an earlier run has finished with the same clips is left as it is; one
+    with others is written anew, so that all sizes hold the same."""
     pattern = group_pattern(cfg.output.group_regex)
     groups = {name: sources[name].group(pattern) for name in {clip.source_id for clip in clips}}
     held = heldout_groups(set(groups.values()), cfg.output.heldout_fraction)
-    texts = [
-        text for clip in clips if groups[clip.source_id] not in held for text, _, _ in _captions(clip, sources, cfg)
-    ]
-    tokenizer = Tokenizer.train(texts, cfg.output.vocab_size)
+    captions = {clip.clip_id: captions_of(clip, sources, cfg) for clip in clips}
+    if tokenizer is None:
+        texts = (text for c in clips if groups[c.source_id] not in held for text, _, _ in captions[c.clip_id])
+        tokenizer = Tokenizer.train(texts, cfg.output.vocab_size)
+    keys = {"curation_key": key, "clips_key": hashlib.sha256(json.dumps(captions).encode()).hexdigest()}
     counts = {}
     for side in cfg.output.short_sides:
         name, fitting = folder_name(side), [clip for clip in clips if fits(clip, side)]
-        if not fitting:
-            continue
-        records = (_record(clip, sources, groups, held, cfg, staging, side, tokenizer) for clip in fitting)
-        counts[name] = _write(records, cfg.output, tokenizer, {"curation_key": key, "short_side": side}, out, name)
+        finished = _finished(cfg.output, keys, Storage(f"{out.url}/{name}"))
+        if finished is None and fitting:
+            records = (_record(clip, sources, groups, held, cfg, staging, side, tokenizer) for clip in fitting)
+            finished = _write(records, cfg.output, tokenizer, {**keys, "short_side": side}, out, name)
+        if finished is not None:
+            counts[name] = finished
     return counts
+
+
+def _finished(cfg: OutputConfig, keys: dict[str, str], folder: Storage) -> dict[str, int] | None:
+    """The counts of a finished size; None where there is none, or one of other clips, which is deleted: whoever died
+    then may live now. Raises `UserError` for a data set of another curation."""
+    if not folder.exists(_commit(cfg)):
+        return None
+    found = json.loads(folder.read(_commit(cfg)))
+    there = found["metadata"]
+    if there.get("curation_key") != keys["curation_key"]:
+        raise UserError(f"{folder.url} holds a data set of other sources or options: choose another --out")
+    if there.get("clips_key") == keys["clips_key"]:
+        return found["counts"]
+    folder.clear()
+    return None
+
+
+def _commit(cfg: OutputConfig) -> str:
+    """The file that is written last."""
+    return "manifest.json" if cfg.format == "array_record" else MANIFEST
 
 
 def _write(
@@ -60,18 +85,11 @@ def _write(
     out: Storage,
     name: str,
 ) -> dict[str, int]:
-    commit = f"{name}/{'manifest.json' if cfg.format == 'array_record' else MANIFEST}"
-    if out.exists(commit):
-        found = json.loads(out.read(commit))
-        if found["metadata"].get("curation_key") != metadata["curation_key"]:
-            raise UserError(f"{out.url}/{name} holds a data set of other sources or options: choose another --out")
-        return found["counts"]
     if out.is_local:
         return _write_local(records, cfg, tokenizer, metadata, out.local / name)
     with TemporaryDirectory() as scratch:
         counts = _write_local(records, cfg, tokenizer, metadata, Path(scratch))
-        files = sorted(path for path in Path(scratch).iterdir() if path.name != Path(commit).name)
-        for path in [*files, Path(scratch, Path(commit).name)]:  # what commits the data set goes last
+        for path in sorted(Path(scratch).iterdir(), key=lambda path: (path.name == _commit(cfg), path.name)):
             out.upload(path, f"{name}/{path.name}")
     return counts
 
@@ -90,15 +108,16 @@ def _write_local(
     return shards.finish().counts
 
 
-def _captions(clip: Candidate, sources: dict[str, Source], cfg: CurationConfig) -> Iterator[tuple[str, str, str]]:
-    """(text, source, language): what came with the source, then the captioner's, never in the place of that."""
-    yield from ((line.text, line.source, line.language) for line in sources[clip.source_id].lines if line.text)
-    if clip.caption:
-        yield clip.caption, cfg.captioner.function, "und"
-
-
-def has_caption(clip: Candidate, sources: dict[str, Source], cfg: CurationConfig) -> bool:
-    return next(_captions(clip, sources, cfg), None) is not None
+def captions_of(clip: Candidate, sources: dict[str, Source], cfg: CurationConfig) -> list[tuple[str, str, str]]:
+    """(text, source, language): what came with the source, then what came with its copies and says something else, then
+    the captioner's, never in the place of those."""
+    found = [(line.text, line.source, line.language) for line in sources[clip.source_id].lines if line.text]
+    texts = {text for text, _, _ in found} | {""}
+    for line in (line for name in clip.copies for line in sources[name].lines):
+        if line.text not in texts:
+            found.append((line.text, line.source, line.language))
+            texts.add(line.text)
+    return [*found, *([(clip.caption, cfg.captioner.function, "und")] if clip.caption else [])]
 
 
 def _record(
@@ -133,7 +152,7 @@ def _record(
         checksum=hashlib.sha256(encoded["video"]).hexdigest(),
         captions=tuple(
             Caption(text, by, language, tokenizer.num_tokens(text))
-            for text, by, language in _captions(clip, sources, cfg)
+            for text, by, language in captions_of(clip, sources, cfg)
         ),
         scores={**clip.measures, **place},
     )

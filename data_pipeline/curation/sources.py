@@ -6,33 +6,32 @@
     a folder with *.parquet     Hugging Face `datasets` with a column of videos: structs of `bytes` and `path`
     x.csv, x.jsonl, x.parquet   paths (relative to the file) or URLs, and captions
     x.tar                       one WebDataset shard
+    anything else               one video or image
 
-Folders and tars may be remote (fsspec); each worker fetches the sources of its own tasks.
+Folders, tars and files may be remote (fsspec); each worker fetches the sources of its own tasks (`fetch.py`). What
+cannot be read is a source with a `problem`: it costs itself, not the run.
 """
 
-import json
-import os
 import re
-import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from data_pipeline.curation.containers import line_of, media_of, table_contents, tar_contents, tar_line
 from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.staging import file_checksum
-from data_pipeline.storage import Storage
+from data_pipeline.storage import Storage, patiently
 from data_pipeline.walk import (
-    CAPTION_COLUMNS,
     CAPTION_FILES,
     PATH_COLUMNS,
     CaptionLine,
-    caption_line,
-    find_inputs,
+    count_unmatched,
+    find_files,
     group_of,
     is_sidecar,
     metadata_rows,
@@ -42,13 +41,14 @@ from data_pipeline.walk import (
 )
 
 METADATA = (".csv", ".jsonl", ".parquet")
-TAR_TEXTS = (".txt", ".json")
+Lines = dict[str, list[CaptionLine]]
 
 
 @dataclass(frozen=True)
 class Source:
     """`name` is a file of the folder `url`; `size` bytes at `start` of it are the source (size -1: all), or for
-    Parquet (`column` set) the bytes in row `start`. `source_id` is what records call it, `stamp` what it was."""
+    Parquet (`column` set) the bytes in row `start`. `source_id` is what records call it, `stamp` what it was;
+    `problem` says why it cannot be read, where that is known already."""
 
     source_id: str
     url: str
@@ -58,15 +58,25 @@ class Source:
     start: int = 0
     size: int = -1
     column: str = ""
+    problem: str = ""
 
     def group(self, pattern: re.Pattern[str]) -> str:
         return group_of(self.source_id, list(self.lines), pattern)
 
+    @property
+    def path(self) -> str:
+        """What a captions file calls it: a file by its path as it is, what lies within a file by its id."""
+        return self.source_id if self.column or self.size >= 0 else self.name
 
-def list_sources(inputs: str, captions: Path | None = None, exclude: Path | None = None) -> list[Source]:
-    """All sources, sorted by their ids. Raises `UserError` where there are none, or for metadata that is wrong."""
+
+def list_sources(inputs: str, captions: Path | None = None, exclude: Path | None = None) -> tuple[list[Source], int]:
+    """All sources, sorted by their ids, and how many captioned files are none of them.
+
+    Raises `UserError` where there are none, none can be read, none is captioned though captions are given, or for
+    metadata that is wrong.
+    """
     try:
-        found = list(_sources(inputs, captions, exclude or Path(os.devnull)))
+        found, lines = _listing(inputs, captions, exclude)
     except OSError as error:
         raise from_os_error(error, f"listing {inputs}") from error
     if not found:
@@ -77,167 +87,141 @@ def list_sources(inputs: str, captions: Path | None = None, exclude: Path | None
         raise UserError(
             f"{inputs} names {len(twice)} sources twice, the first is {twice[0]}: give each one line or file"
         )
-    return found
+    if all(source.problem for source in found):
+        raise UserError(f"nothing of {inputs} can be read; of {found[0].source_id}: {found[0].problem}")
+    unmatched = count_unmatched(lines, [source.path for source in found], inputs)
+    return [replace(source, lines=(*lines.get(source.path, ()), *source.lines)) for source in found], unmatched
 
 
-def _sources(inputs: str, captions: Path | None, exclude: Path) -> Iterator[Source]:
+def _listing(inputs: str, captions: Path | None, exclude: Path | None) -> tuple[list[Source], Lines]:
+    """The sources, with what is written within them; and the lines of captions files."""
     suffix = PurePosixPath(inputs).suffix.lower()
     if suffix in METADATA:
-        yield from _from_metadata(Path(inputs))
-    elif suffix == ".tar":
-        parent, _, name = inputs.rpartition("/")
-        yield from _from_tar(Storage(parent or "."), name)
-    elif Storage(inputs).is_local:
-        yield from _from_folder(Storage(inputs), captions, exclude)
-    else:
-        yield from _from_remote(Storage(inputs))
+        if captions:
+            raise UserError(f"--captions {captions} is for folders and tars: write captions into {inputs} itself")
+        return list(_from_metadata(Path(inputs))), {}
+    folder = Storage(inputs)
+    # A folder's name may have a dot; without one, a bucket is not asked.
+    if suffix == ".tar" or ((suffix or folder.is_local) and folder.exists() and not folder.is_folder()):
+        url, _, name = folder.url.rpartition("/")
+        parent = Storage(url or "/")
+        found = list(_from_tar(parent, name)) if suffix == ".tar" else [_file(printable(name), parent.url, name)]
+        return found, _given(captions, parent) if captions else {}
+    if folder.is_local and not folder.is_folder():
+        raise UserError(
+            f"--inputs {inputs} is not there: give a folder, a list ({', '.join(METADATA)}), a .tar or a video"
+        )
+    names = find_files(folder.local, exclude, _is_source) if folder.is_local else _remote_names(folder)
+    lines = _given(captions, folder) if captions or folder.is_local else _remote_captions(folder, names)
+    return list(_from_folder(folder, names)), lines
 
 
-def _from_folder(folder: Storage, captions: Path | None, exclude: Path) -> Iterator[Source]:
-    root = folder.local
-    tables = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.parquet")) if p.name not in CAPTION_FILES]
-    tables = [name for name in tables if _video_column(folder, name)]
-    for name in tables:
-        yield from _from_table(folder, name)
-    lines = read_captions(captions, root)
-    for name in [] if tables else find_inputs(root, exclude):
-        if name.endswith(".tar"):
-            yield from _from_tar(folder, name)
-        else:
-            yield Source(printable(name), folder.url, name, file_checksum(root / name), tuple(lines.get(name, ())))
+def _given(captions: Path | None, folder: Storage) -> Lines:
+    """Nothing of a remote folder is there to look for: what the lines name stays as it is written."""
+    return read_captions(captions, folder.local if folder.is_local or not captions else captions.parent)
 
 
-def _from_remote(folder: Storage) -> Iterator[Source]:
-    names = list(folder.names())
+def _remote_names(folder: Storage) -> list[str]:
+    names = [name for name in folder.names() if not any(part.startswith(".") for part in name.split("/"))]
     if not names:
         raise UserError(f"{folder.url} holds no files")
+    return names
+
+
+def _remote_captions(folder: Storage, names: Iterable[str]) -> Lines:
     with TemporaryDirectory() as scratch:
-        lines: dict[str, list[CaptionLine]] = {}
-        for name in [name for name in CAPTION_FILES if name in names][:1]:
-            folder.download(name, Path(scratch, name))
-            for number, row in metadata_rows(Path(scratch, name)):
-                key = named(row, PATH_COLUMNS, Path(name), number).removeprefix("./")
-                lines.setdefault(key, []).append(caption_line(row, Path(name), number))
-    for name in names:
+        for name in names:
+            if PurePosixPath(name).name in CAPTION_FILES:
+                Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
+                patiently(partial(folder.download, name, Path(scratch, name)))
+        try:
+            return read_captions(None, Path(scratch))
+        except UserError as error:
+            raise UserError(str(error).replace(scratch, folder.url)) from error
+
+
+def _is_source(name: str) -> bool:
+    """Parquet files may be tables of videos."""
+    return not is_sidecar(name) or (name.endswith(".parquet") and PurePosixPath(name).name not in CAPTION_FILES)
+
+
+def _from_folder(folder: Storage, names: Iterable[str]) -> Iterator[Source]:
+    for name in filter(_is_source, names):
         if name.endswith(".tar"):
             yield from _from_tar(folder, name)
-        elif name.endswith(".parquet") and name not in CAPTION_FILES and _video_column(folder, name):
+        elif name.endswith(".parquet"):
             yield from _from_table(folder, name)
-        elif not is_sidecar(name) and not PurePosixPath(name).name.startswith("."):
-            yield Source(name, folder.url, name, folder.stamp(name), tuple(lines.get(name, ())))
+        else:
+            yield _file(printable(name), folder.url, name)
 
 
 def _from_metadata(path: Path) -> Iterator[Source]:
     """One source a path, with all of its lines; the paths are relative to the file, absolute, or URLs."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    lines: dict[str, list[CaptionLine]] = defaultdict(list)
+    lines: dict[str, tuple[CaptionLine, ...]] = defaultdict(tuple)
     for number, row in metadata_rows(path):
-        name = named(row, PATH_COLUMNS, path, number).removeprefix("./")
-        has_caption = any(column in row for column in CAPTION_COLUMNS)
-        lines[name] += [caption_line(row, path, number)] if has_caption else []
+        place = f"{path} line {number}"
+        lines[named(row, PATH_COLUMNS, place).removeprefix("./")] += line_of(row, place)
     for name, own in lines.items():
         if "://" in name:
             parent, _, last = name.rpartition("/")
-            yield Source(name, parent, last, Storage(parent).stamp(last), tuple(own))
+            yield replace(_file(name, parent, last), lines=own)
         else:
-            yield Source(printable(name), Storage(path.parent).url, name, file_checksum(path.parent / name), tuple(own))
+            yield replace(_file(printable(name), str(path.parent), name), lines=own)
+
+
+def _file(source_id: str, url: str, name: str) -> Source:
+    """A whole file. Of a local one that cannot be read, the probe says why."""
+    try:
+        folder = Storage(url)
+        is_local = folder.is_local
+        stamp = file_checksum(folder.local / name) if is_local else patiently(partial(folder.stamp, name))
+    except Exception as error:  # whatever a client makes of an address, it ends no run
+        return Source(source_id, url, name, "", problem=why_unread(error))
+    return Source(source_id, folder.url, name, stamp)
+
+
+def why_unread(error: Exception) -> str:
+    """A source's `problem` by what reading it raised."""
+    return str(error) if isinstance(error, UserError) else f"fetching it fails: {type(error).__name__}: {error}"
+
+
+def _written(line: Callable[[], tuple[CaptionLine, ...]]) -> dict[str, Any]:
+    """`lines` of a source, or the `problem` that they are."""
+    try:
+        return {"lines": line()}
+    except UserError as error:
+        return {"problem": str(error)}
 
 
 def _from_tar(folder: Storage, name: str) -> Iterator[Source]:
-    """One source for each key of a WebDataset shard; its texts are read here, its video is only located."""
-    videos: dict[str, tarfile.TarInfo] = {}
-    texts: dict[str, dict[str, Any]] = defaultdict(dict)
+    """The videos of each key of a WebDataset shard; its texts are read here, a video is only located."""
     try:
-        with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, dot, ending = member.name.rpartition(".")
-                if not member.isfile() or not dot:
-                    continue
-                if f".{ending}" in TAR_TEXTS:
-                    texts[key] |= _tar_text(tar, member, ending, Path(name))
-                elif not is_sidecar(member.name):
-                    videos[key] = member
-    except tarfile.TarError as error:
-        raise UserError(f"{folder.url}/{name} is no tar archive, or cut off ({error}): copy it again") from error
-    stamp = folder.stamp(name)
-    for key, member in videos.items():
-        row = texts.get(key, {})
-        lines = (caption_line(row, Path(name), 0),) if any(column in row for column in CAPTION_COLUMNS) else ()
-        place = dict(start=member.offset_data, size=member.size)
-        yield Source(printable(f"{name}/{member.name}"), folder.url, name, f"{stamp} {place}", lines, **place)
-
-
-def _tar_text(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, path: Path) -> dict[str, Any]:
-    file = tar.extractfile(member)
-    text = file.read().decode("utf-8", "replace") if file else ""
-    if ending == "txt":
-        return {"caption": text}
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: {member.name} is not JSON: {error}") from error
-    return row if isinstance(row, dict) else {}
-
-
-def _video_column(folder: Storage, name: str) -> str:
-    """The first column of a table that holds videos: structs with `bytes`. "" if there is none."""
-    from pyarrow import ArrowInvalid, parquet, types
-
-    with folder.open(name) as file:
-        try:
-            schema = parquet.read_schema(file)
-        except ArrowInvalid as error:
-            raise UserError(f"{folder.url}/{name} is no Parquet file ({error})") from error
-    for column in schema.names:
-        kind = schema.field(column).type
-        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            return column
-    return ""
+        stamp = patiently(partial(folder.stamp, name))
+        members, texts = patiently(partial(tar_contents, folder, name))
+        if not members:
+            raise UserError("it holds no videos or images")
+    except Exception as error:  # as in `_file`
+        yield Source(printable(name), folder.url, name, "", problem=why_unread(error))
+        return
+    for key, own in members.items():
+        written = _written(partial(tar_line, name, texts.get(key, {})))
+        for member in media_of(own):
+            place = dict(start=member.offset_data, size=member.size)
+            source_id = printable(f"{name}/{member.name}")
+            yield Source(source_id, folder.url, name, f"{stamp} {place}", **place, **written)
 
 
 def _from_table(folder: Storage, name: str) -> Iterator[Source]:
-    from pyarrow import parquet
-
-    column, stamp = _video_column(folder, name), folder.stamp(name)
-    with folder.open(name) as file:
-        table = parquet.ParquetFile(file)
-        others = [other for other in table.schema_arrow.names if other != column]
-        rows = table.read(columns=others).to_pylist() if others else [{}] * table.metadata.num_rows
-    for number, row in enumerate(rows):
-        lines = (caption_line(row, Path(name), number),) if any(column in row for column in CAPTION_COLUMNS) else ()
-        yield Source(f"{name}/{number:06d}", folder.url, name, f"{stamp} {number}", lines, number, -1, column)
-
-
-@contextmanager
-def fetched(source: Source) -> Iterator[Path]:
-    """The source as a local file, for as long as the context lasts. Raises `OSError` where it cannot be fetched."""
-    folder = Storage(source.url)
-    if folder.is_local and source.size < 0 and not source.column:
-        yield folder.local / source.name
+    """The rows of a table of videos; of another table, nothing."""
+    try:
+        stamp = patiently(partial(folder.stamp, name))
+        column, rows = patiently(partial(table_contents, folder, name))
+    except Exception as error:  # as in `_file`
+        yield Source(printable(name), folder.url, name, "", problem=why_unread(error))
         return
-    with TemporaryDirectory() as scratch:
-        path = Path(scratch, f"source{PurePosixPath(source.source_id).suffix}")
-        if source.column:
-            path.write_bytes(_table_bytes(folder, source))
-        elif source.size >= 0:
-            path.write_bytes(folder.read_range(source.name, source.start, source.size))
-        else:
-            folder.download(source.name, path)
-        yield path
-
-
-def _table_bytes(folder: Storage, source: Source) -> bytes:
-    """The video in a row of a Parquet file; its row group is read for it."""
-    from pyarrow import parquet
-
-    row = source.start
-    with folder.open(source.name) as file:
-        table = parquet.ParquetFile(file)
-        for group in range(table.num_row_groups):
-            size = table.metadata.row_group(group).num_rows
-            if row < size:
-                value = table.read_row_group(group, columns=[source.column]).column(0)[row].as_py()
-                return (value or {}).get("bytes") or b""
-            row -= size
-    raise UserError(f"{source.url}/{source.name} has no row {source.start}: it changed while it was read")
+    for number, row in enumerate(rows):
+        written = _written(partial(line_of, row, f"{name} row {number}"))
+        source_id = f"{name}/{number:06d}"
+        yield Source(source_id, folder.url, name, f"{stamp} {number}", start=number, column=column, **written)

@@ -21,10 +21,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from data_pipeline.curation.candidate import Candidate, Examined, from_plain, to_plain
+from data_pipeline.curation.candidate import Candidate, Examined, Reason, Rejected, from_plain, to_plain
 from data_pipeline.curation.config import CurationConfig, ModelConfig
 from data_pipeline.curation.examine import EXAMINE_VERSION, examine
-from data_pipeline.curation.sources import Source, fetched
+from data_pipeline.curation.fetch import Unfetched, fetched, whole_bytes_of
+from data_pipeline.curation.sources import Source
 from data_pipeline.errors import UserError
 from data_pipeline.ingest import CRF, REENCODED, reencoded_colour
 from data_pipeline.storage import Storage
@@ -33,64 +34,83 @@ from data_pipeline.video_io import encode_video, iterate_clip
 Work = tuple[Source, tuple[Candidate, ...]]
 """A source and those of its candidates that a task is for."""
 
+Models = dict[str, ModelConfig]
+"""By what they give: `score NAME`, `embedder`, `captioner`."""
+
 
 def examined_name(cfg: CurationConfig, source: Source) -> str:
     parts = [dataclasses.asdict(cfg.shots), cfg.filters.max_duration_s, EXAMINE_VERSION, REENCODED]
     return _hash("examined", source.source_id, source.stamp, *parts)
 
 
-def examine_source(cfg: CurationConfig, staging: str, source: Source) -> str:
-    """Returns the name of the staged `Examined`."""
+def examine_source(cfg: CurationConfig, staging: str, source: Source) -> Rejected | None:
+    """Stages the `Examined`. Of a source that cannot be fetched nothing is staged, as it may come back: returns why."""
     store, name = Storage(staging), examined_name(cfg, source)
-    if not store.exists(name):
+    if store.exists(name):
+        return None
+    try:
         with fetched(source) as path, TemporaryDirectory() as scratch:
             found = examine(path, source.source_id, cfg, Path(scratch, name))
             for repaired in {candidate.repaired for candidate in found.candidates} - {""}:
                 store.write(repaired, Path(scratch, repaired).read_bytes())
-        store.write(name, msgpack.packb(to_plain(found)))
-    return name
+    except Unfetched as error:
+        return Rejected("probe", Reason.UNREADABLE, str(error))
+    store.write(name, msgpack.packb(to_plain(found)))
+    return None
 
 
 def load_examined(store: Storage, name: str) -> Examined:
     return from_plain(msgpack.unpackb(store.read(name)))
 
 
-def models_name(cfg: CurationConfig, clip: Candidate, stamp: str) -> str:
-    return _hash("models", *_place(clip, stamp), sorted(map(str, _models(cfg).items())))
+def scorers(cfg: CurationConfig) -> Models:
+    """The models whose word decides on duplicates and before them."""
+    named = {f"score {name}": model for name, model in cfg.scores.items()}
+    return {name: model for name, model in {**named, "embedder": cfg.embedder}.items() if model.function}
 
 
-def run_models(cfg: CurationConfig, staging: str, work: Work) -> None:
-    """Every configured model on every candidate; stages what each said, or why it failed."""
+def captioners(cfg: CurationConfig) -> Models:
+    """The one that there may be. Its words are for the clips that stay."""
+    return {"captioner": cfg.captioner} if cfg.captioner.function else {}
+
+
+def models_name(models: Models, clip: Candidate, stamp: str) -> str:
+    asked = sorted((name, model.function, model.num_frames) for name, model in models.items())
+    return _hash("models", *_place(clip, stamp), clip.crop, asked)
+
+
+def run_models(models: Models, staging: str, work: Work) -> list[tuple[int, str]]:
+    """Every model on every candidate; stages what each said, or why it failed. Returns (start, why) of candidates that
+    could not be read."""
     source, clips = work
     store = Storage(staging)
-    names = {clip.start: models_name(cfg, clip, source.stamp) for clip in clips}
+    functions = {name: load_function(model.function) for name, model in models.items()}
+    names = {clip.start: models_name(models, clip, source.stamp) for clip in clips}
     missing = [clip for clip in clips if not store.exists(names[clip.start])]
-    for clip, frames in _clips_of(store, source, missing):
-        store.write(names[clip.start], msgpack.packb(_model_results(cfg, clip, list(frames))))
+    try:
+        for clip, frames in _clips_of(store, source, missing):
+            store.write(names[clip.start], msgpack.packb(_model_results(models, functions, clip, frames)))
+    except UserError as error:
+        return [(clip.start, str(error)) for clip in missing if not store.exists(names[clip.start])]
+    return []
 
 
-def _models(cfg: CurationConfig) -> dict[str, ModelConfig]:
-    named = {f"score {name}": model for name, model in cfg.scores.items()}
-    return {n: m for n, m in {**named, "embedder": cfg.embedder, "captioner": cfg.captioner}.items() if m.function}
-
-
-def accelerators(cfg: CurationConfig) -> float:
+def accelerators(models: Models) -> float:
     """What a task of `run_models` asks for."""
-    return max((model.accelerators for model in _models(cfg).values()), default=0.0)
+    return max((model.accelerators for model in models.values()), default=0.0)
 
 
-def has_models(cfg: CurationConfig) -> bool:
-    return bool(_models(cfg))
-
-
-def _model_results(cfg: CurationConfig, clip: Candidate, frames: list[np.ndarray]) -> dict[str, Any]:
-    """`measures`, `embedding` and `caption`, or `failed`: whatever a model raises is about this clip."""
-    found: dict[str, Any] = {"measures": {}, "embedding": b"", "caption": "", "failed": ""}
-    for name, model in _models(cfg).items():
-        shown = np.stack([frames[i] for i in np.linspace(0, len(frames) - 1, model.num_frames).round().astype(int)])
-        function = load_function(model.function)
+def _model_results(
+    models: Models, functions: dict[str, Callable], clip: Candidate, frames: Iterator[np.ndarray]
+) -> dict[str, Any]:
+    """`measures`, and `embedding` and `caption` of who gives them, or why one `failed`: whatever a model raises is
+    about this clip."""
+    found: dict[str, Any] = {"measures": {}, "failed": ""}
+    places = {name: _even_places(clip.num_frames, model.num_frames) for name, model in models.items()}
+    seen = _chosen(frames, {place for wanted in places.values() for place in wanted}, clip.crop)
+    for name, model in models.items():
         try:
-            value = function(shown)
+            value = functions[name](np.stack([seen[place] for place in places[name]]))
             if name == "embedder":
                 found["embedding"] = np.asarray(value, np.float16).ravel().tobytes()
             elif name == "captioner":
@@ -98,8 +118,23 @@ def _model_results(cfg: CurationConfig, clip: Candidate, frames: list[np.ndarray
             else:
                 found["measures"][name.removeprefix("score ")] = float(value)
         except Exception as error:
-            return {**found, "failed": f"{model.function}: {type(error).__name__}: {error}"}
+            return {"failed": f"{model.function}: {type(error).__name__}: {error}"}
     return found
+
+
+def _even_places(num_frames: int, count: int) -> list[int]:
+    """From the first frame to the last; a clip with fewer than `count` shows some twice."""
+    return np.linspace(0, num_frames - 1, count).round().astype(int).tolist()
+
+
+def _chosen(frames: Iterator[np.ndarray], places: set[int], crop: Sequence[int]) -> dict[int, np.ndarray]:
+    """The pictures of those places, without their borders; one frame is in memory beside them."""
+    top, left, height, width = crop
+    return {
+        place: frame[top : top + height, left : left + width].copy()  # a view would keep the borders
+        for place, frame in enumerate(frames)
+        if place in places
+    }
 
 
 @cache
@@ -185,7 +220,7 @@ def _clips_of(
             path = Path(scratch, "repaired.mp4")
             path.write_bytes(store.read(clips[0].repaired))
         if whole_bytes and clips[0].whole:
-            yield clips[0], path.read_bytes()
+            yield clips[0], whole_bytes_of(path)
             return
         frames = iterate_clip(path, clips[0].fps, 0, clips[-1].end)
         position = 0

@@ -2,7 +2,7 @@
 
 Base clips are cut from files that hold one shot each (`--videos`, less `--exclude`); what is made of them, and what is
 true of it, says `data_pipeline/curation/variants.py`. Files of `--beside` go through the same curation and its funnel;
-nothing is known of them, except that the file that a base clip was cut from, if it is one clip, is its copy. The funnel
+nothing is known of them, except that the beginning of the file that a base clip was cut from is its copy. The funnel
 stays in `--out`.
 """
 
@@ -18,8 +18,10 @@ from typing import Any
 
 from data_pipeline.curation.config import CurationConfig
 from data_pipeline.curation.curate import curate
+from data_pipeline.curation.funnel import STAGES
 from data_pipeline.curation.variants import FPS, Truth, make_variants
 from data_pipeline.engines import LocalEngine
+from data_pipeline.video_frames import probe
 from data_pipeline.walk import find_inputs
 from sora_jax.commands.shared import add_workers, progress
 from sora_jax.commands.train import load_config
@@ -28,7 +30,7 @@ from sora_jax.config import build_config
 CUT_TOLERANCE = 2  # frames
 BORDER_TOLERANCE = 4  # pixels on each edge, twice the inset that is meant
 BESIDE = "beside"
-LONGER = 10**9  # frames: the whole of a file
+REACHED_DUPLICATES = ("kept", *STAGES[STAGES.index("duplicates") :])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +67,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         by_source[clip["source"]].append(clip)
     segments = {truth.name: truth.segments for truth in truths}
     for folder in (folder for folder in args.beside if folder.samefile(args.videos)):
-        originals = {f"{BESIDE}/{folder.name}/{name}": Path(name).stem for name in picked}
-        segments |= {name: ((base, 0, LONGER),) for name, base in originals.items() if len(by_source[name]) == 1}
+        for name in picked:  # written at another rate: what took so many frames there takes as many seconds here
+            base, frames = Path(name).stem, segments[f"base_{Path(name).stem}.mp4"][0][2]
+            end = round(frames * FPS / probe(folder / name).fps)
+            segments[f"{BESIDE}/{folder.name}/{name}"] = ((base, 0, end),)
     rejected = [json.loads(line) for line in (args.out / "curated" / "rejected.jsonl").read_text().splitlines()]
     return {
         "files": len(truths),
@@ -176,11 +180,7 @@ def score_duplicates(
     base = {clip["clip_id"]: _base(clip, segments.get(clip["source"], ())) for clip in clips}
     unjudged = sorted(f"{clip} of {other}" for clip, other in of.items() if not base[clip] and not base[other])
     judged = {clip: other for clip, other in of.items() if base[clip] or base[other]}
-    reached = [
-        clip
-        for clip in clips
-        if base[clip["clip_id"]] and clip["outcome"].split(":")[0] in ("kept", "duplicates", "balance", "render")
-    ]
+    reached = [clip for clip in clips if base[clip["clip_id"]] and clip["outcome"].split(":")[0] in REACHED_DUPLICATES]
     total = len(reached) - len({base[clip["clip_id"]] for clip in reached})
     right = sum(base[clip] == base[other] for clip, other in judged.items())
     errors = [f"{clip} is no copy of {other}" for clip, other in judged.items() if base[clip] != base[other]]
@@ -196,9 +196,10 @@ def score_duplicates(
 
 
 def _base(clip: dict[str, Any], segments: Segments) -> str:
-    """The base clip that shares most frames with this one; nothing for a source of which nothing is known."""
+    """The base clip that shares most frames with this one; "" where none is known to."""
     start, end = _frames(clip)
-    return max(segments, key=lambda segment: min(end, segment[2]) - max(start, segment[1]), default=("", 0, 0))[0]
+    shared = {name: min(end, last) - max(start, first) for name, first, last in segments}
+    return max((name for name in shared if shared[name] > 0), key=shared.__getitem__, default="")
 
 
 def _rates(right: int, wrong: int, total: int) -> dict[str, Any]:

@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shards.add_argument(
         "--captions", type=Path, help="captions .csv or .jsonl (default: captions.jsonl|csv in --videos)"
     )
-    shards.add_argument("--tokenizer", type=Path, help="sentencepiece model (default: trained on the train captions)")
+    shards.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="sentencepiece model, or a data set that has one (default: trained on the train captions)",
+    )
     shards.add_argument("--heldout_fraction", type=float, default=defaults.heldout_fraction)
     shards.add_argument(
         "--group_regex",

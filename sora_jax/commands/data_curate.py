@@ -24,8 +24,10 @@ ENGINES = ("local", "ray")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `sora-jax data curate`."""
     parser.add_argument("--config", required=True, metavar="FILE.py", help="its get_config() describes the stages")
-    parser.add_argument("--inputs", required=True, help="folder, .csv/.jsonl/.parquet, .tar; a path or a URL")
-    parser.add_argument("--captions", type=Path, help="captions of a folder (default: captions.* or metadata.* in it)")
+    parser.add_argument("--inputs", required=True, help="folder, .csv/.jsonl/.parquet, .tar, video; a path or a URL")
+    parser.add_argument(
+        "--captions", type=Path, help="captions of a folder or a tar (default: captions.* or metadata.* in a folder)"
+    )
     parser.add_argument("--out", required=True, help="folder of the data sets; a path or a URL")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="processes here, or a Ray cluster")
     parser.add_argument(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.curation.curate import REPORT
-from data_pipeline.curation.funnel import STAGES
 from data_pipeline.errors import UserError
 from data_pipeline.shards import Manifest
 
@@ -68,11 +67,11 @@ def _curation(counts: Mapping[str, Any]) -> list[Stage]:
     stages = [Stage("readable sources", "sources", probe["in"], kept, _largest(probe["dropped"]))]
     number = shots["out"]["clips"]
     stages.append(Stage("shots", "clips", number, number, (), f"{shots['cuts']:,} cuts, {_hours(shots['out'])}"))
-    for name in STAGES:
-        dropped = {reason: amount["clips"] for reason, amount in counts[name]["dropped"].items()}
-        if dropped:
-            before, after = counts[name]["in"]["clips"], counts[name]["out"]["clips"]
-            stages.append(Stage(name, "clips", before, after, _largest(dropped), _hours(counts[name]["out"])))
+    for name, entry in counts.items():
+        if name not in ("probe", "shots") and entry["dropped"]:
+            dropped = {reason: amount["clips"] for reason, amount in entry["dropped"].items()}
+            before, after = entry["in"]["clips"], entry["out"]["clips"]
+            stages.append(Stage(name, "clips", before, after, _largest(dropped), _hours(entry["out"])))
     return stages
 
 

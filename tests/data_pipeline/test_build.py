@@ -26,7 +26,15 @@ from data_pipeline.outcomes import outcomes_table
 from data_pipeline.shards import ShardReader
 from data_pipeline.staging import load_verdict, stage_all
 from data_pipeline.video_io import decode, decode_record, encode_video, write_video
-from data_pipeline.walk import DROID_GROUP, find_inputs, group_of, group_pattern, heldout_groups, read_captions
+from data_pipeline.walk import (
+    DROID_GROUP,
+    count_unmatched,
+    find_inputs,
+    group_of,
+    group_pattern,
+    heldout_groups,
+    read_captions,
+)
 
 
 def clip(seed: int, num_frames: int = 12, height: int = 32, width: int = 40) -> np.ndarray:
@@ -236,16 +244,19 @@ def test_linked_folders_are_followed_and_each_is_read_once(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_rejected(repository):
-    """As an ordinary user: root may read everything."""
-    script = "import os, sys; from pathlib import Path; from data_pipeline.walk import find_inputs\n"
-    script += "os.seteuid(os.geteuid() or 65534); print(find_inputs(Path(sys.argv[1]), Path('/nowhere')))"
+    """As an ordinary user: root may read everything, the codec of captions files too, if Python is in root's home."""
+    script = "import encodings.utf_8_sig, os, sys; from pathlib import Path\n"
+    script += "from data_pipeline.walk import find_inputs, read_captions\n"
+    script += "os.seteuid(os.geteuid() or 65534); folder = Path(sys.argv[1])\n"
+    script += "print(find_inputs(folder, Path('/nowhere')), [*read_captions(None, folder)])"
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         Path(folder, "a.mp4").write_bytes(b"")
+        Path(folder, "captions.csv").write_text("path,caption\na.mp4,a\n")
         Path(folder, "closed").mkdir(mode=0)
         command = [sys.executable, "-c", script, folder]
         done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "['a.mp4', 'closed']", done.stderr
+    assert done.stdout.strip() == "['a.mp4', 'closed'] ['a.mp4']", done.stderr
 
 
 def test_an_unreadable_folder_has_a_reason(tmp_path):
@@ -301,6 +312,27 @@ def test_captions_files_are_read_or_refused_by_line(tmp_path):
         read_captions(tmp_path / "captions.xlsx", tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         read_captions(tmp_path / "absent.csv", tmp_path)
+
+
+def test_captions_of_subfolders_name_files_of_their_own_folder(tmp_path):
+    """As in Hugging Face's folders with splits; a table of something else in a subfolder is none of captions."""
+    for name in ("a.mp4", "train/a.mp4", "train/deep/b.mp4", "labels/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,of the root\n")
+    rows = [{"file_name": "a.mp4", "text": "of train"}, {"file_name": "deep/b.mp4", "text": "deep"},
+            {"file_name": "./absent.mp4", "text": "lost"}]  # fmt: skip
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.mp4,the second table of a folder\n")
+    (tmp_path / "labels" / "metadata.csv").write_text("file_name,label\nc.mp4,7\n")
+    lines = read_captions(None, tmp_path)
+    assert {name: [line.text for line in own] for name, own in lines.items()} == {
+        "a.mp4": ["of the root"], "train/a.mp4": ["of train"], "train/deep/b.mp4": ["deep"],
+        "train/absent.mp4": ["lost"],
+    }  # fmt: skip
+    assert count_unmatched(lines, find_inputs(tmp_path, tmp_path / "out"), tmp_path) == 1
+    with pytest.raises(UserError, match=r"none of the 1 captioned files is in .* name 'x.mp4', there is 'a.mp4'"):
+        count_unmatched(["x.mp4"], ["b.mp4", "a.mp4"], tmp_path)
 
 
 def test_bad_folders_and_options_are_clear_errors(tmp_path):

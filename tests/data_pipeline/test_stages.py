@@ -143,7 +143,7 @@ def test_stages_and_mixtures_that_cannot_be_are_user_errors(paths, latents_in, t
     with pytest.raises(UserError, match="autoencoder_fingerprint is ae in .* and another in"):
         StagedSource([Stage(0, (Member(paths[0]), Member(str(foreign))), SMALL)])
     words = latents_in(tmp_path / "words", 6, seed=5)
-    with pytest.raises(UserError, match="tokenizer_fingerprint is .* in .* and"):
+    with pytest.raises(UserError, match="tokenizer_fingerprint is .* in .* and .*output.tokenizer of data curate"):
         StagedSource([Stage(0, one, SMALL), Stage(5, (Member(str(words)),), SMALL)])
 
 

@@ -31,5 +31,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "wide.mp4", np.pad(scene(3), ((0, 0), (12, 12), (0, 0), (0, 0))), FPS)
     write_video(folder / "still.mp4", np.repeat(scene(4)[:1], 30, axis=0), FPS)
     (folder / "broken.mp4").write_text("this is no film")
-    (folder / "metadata.csv").write_text("file_name,text\ntwo.mp4,two textures\nwide.mp4,a wide one\n")
+    (folder / "metadata.csv").write_text(
+        "file_name,text\ntwo.mp4,two textures\nwide.mp4,a wide one\ngone.mp4,a lost one\n"
+    )
     return folder

@@ -1,17 +1,17 @@
 """Each stage on its own: cuts where they are, borders where they are, copies and only copies."""
 
 import dataclasses
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 
-from data_pipeline.curation.alignment import track
+from data_pipeline.curation.alignment import STILL_LEVELS, aligned_similarities, normalised, track
 from data_pipeline.curation.balance import balance
 from data_pipeline.curation.borders import picture_area
 from data_pipeline.curation.candidate import Candidate, Reason
 from data_pipeline.curation.config import BalanceConfig, CurationConfig, DuplicateConfig, FilterConfig, ShotConfig
-from data_pipeline.curation.duplicates import drop_duplicates
+from data_pipeline.curation.duplicates import drop_duplicates, duplicate_clusters
 from data_pipeline.curation.examine import examine
 from data_pipeline.curation.filters import apply_limits, windows
 from data_pipeline.curation.lettering import share_of_text
@@ -123,6 +123,8 @@ def test_copies_are_dropped_and_other_films_of_the_same_place_are_not():
     found = {clip.source_id: clip.rejected for clip in drop_duplicates(clips, DuplicateConfig())}
     assert [name for name, why in found.items() if why is None] == ["film", "left", "right"]
     assert found["smaller"] and found["smaller"].reason == Reason.DUPLICATE and found["smaller"].detail == "of film"
+    copies = {clip.source_id: clip.copies for clip in drop_duplicates(clips[::-1], DuplicateConfig())}
+    assert copies.pop("film") == ("barred", "smaller") and not any(copies.values())  # in the order of the clips
 
 
 def test_a_copy_without_its_ends_or_with_faded_ones_is_dropped():
@@ -136,6 +138,71 @@ def test_a_copy_without_its_ends_or_with_faded_ones_is_dropped():
     assert "end" not in kept  # all of the shorter one lies in the longer one
     kept = [c.source_id for c in drop_duplicates(clips, DuplicateConfig(min_overlap_s=4.0)) if c.rejected is None]
     assert "end" in kept
+
+
+def plain_similarity(a: np.ndarray, b: np.ndarray, least_share: float, least: int) -> float:
+    """One shift after the other, each overlap on its own."""
+    overlap = max(least, round(least_share * min(len(a), len(b))))
+    best = -1.0
+    for shift in range(overlap - len(b), len(a) - overlap + 1):
+        parts = a[max(shift, 0) : shift + len(b)], b[max(-shift, 0) : len(a) - shift]
+        means = [part.mean(axis=0) for part in parts]
+        moving = [part - mean for part, mean in zip(parts, means, strict=True)]
+        together, *energies = (
+            float((x * y).mean()) + STILL_LEVELS**2
+            for x, y in ((moving[0], moving[1]), (moving[0],) * 2, (moving[1],) * 2)
+        )
+        picture = float(means[0] @ means[1]) / max(float(np.linalg.norm(means[0]) * np.linalg.norm(means[1])), 1e-6)
+        best = max(best, 0.5 * picture + 0.5 * together / float(np.sqrt(energies[0] * energies[1])))
+    return best
+
+
+def mixed_tracks() -> list[bytes]:
+    """Films of one place, of several lengths; of some a part, a faded copy, a noisy one; a still, a flat one, a cut."""
+    rng = np.random.default_rng(0)
+    place = rng.integers(60, 180, 48).astype(float)
+    films = []
+    for length in (5, 8, 13, 20, 20, 31, 40):
+        film = np.repeat(place[None], length, axis=0)
+        for number, spot in enumerate(np.cumsum(rng.integers(-1, 2, length)) + rng.integers(48)):
+            film[number, spot % 48] = 240
+        films.append(film)
+    long = films[-1]
+    films += [long[12:], long[:20], long[30:], long + rng.normal(0, 4, long.shape)]
+    films += [
+        long * np.minimum(1, np.arange(40) / 10)[:, None],
+        np.repeat(place[None], 12, axis=0),
+        np.full((9, 48), 80.0),
+    ]
+    films += [np.concatenate([films[3], 255 - films[4]]), 255 - films[4], long[:1]]
+    return [np.clip(film.round(), 0, 255).astype(np.uint8).tobytes() for film in films]
+
+
+@pytest.mark.parametrize(("share", "seconds"), [(0.6, 1.0), (1.0, 1.0), (0.3, 3.0)])
+def test_pairs_are_those_of_one_shift_after_the_other(share: float, seconds: float):
+    tracks, least = mixed_tracks(), round(4 * seconds)
+    films = [normalised(track) for track in tracks]
+    pairs = list(combinations(range(len(films)), 2))
+    plain = {(a, b): plain_similarity(films[a], films[b], share, least) for a, b in pairs}
+    for a in range(len(films) - 1):
+        together = aligned_similarities(films[a], films[a + 1 :], share, least)
+        np.testing.assert_allclose(together, [plain[a, b] for b in range(a + 1, len(films))], atol=1e-4)
+    base = candidate("x", scene(1))
+    orthogonal = np.eye(len(tracks), dtype=np.float16)  # as wholes they are all different
+    clips = [
+        dataclasses.replace(base, source_id=f"{n}", track=one, signature=orthogonal[n].tobytes(), hashes=(7,))
+        for n, one in enumerate(tracks)
+    ]
+    cfg = DuplicateConfig(min_similarity=0.9, min_overlap=share, min_overlap_s=seconds)
+    joined = [pair for pair in pairs if plain[pair] >= cfg.min_similarity]
+    expected = list(range(len(clips)))
+    for a, b in joined:
+        expected = [expected[a] if root == expected[b] else root for root in expected]
+    steps = []
+    found = duplicate_clusters(clips, cfg, lambda done, total: steps.append((done, total)))
+    assert [[x == y for y in found] for x in found] == [[x == y for y in expected] for x in expected]
+    assert 1 < len(set(found)) < len(clips)
+    assert steps == sorted(steps) and steps[-1] == (len(pairs), len(pairs))
 
 
 def test_subtitles_are_text_and_textures_are_not():
