@@ -18,7 +18,8 @@ MAX_DRIFT = 0.35  # how much of that may change in half the time just outside of
 MAX_LIKENESS = 0.6  # correlation of the ends: beyond it, it is one scene whose light changes
 BLOCK = 2048  # frames whose thumbnails are floats at once: a film of hours has hundreds of thousands
 
-Bytes, Thumbs = UInt8[np.ndarray, "T P"], Float32[np.ndarray, "T P"]
+Bytes = UInt8[np.ndarray, "T P"]
+Thumbs = Float32[np.ndarray, "T P"]
 
 
 def split_shots(seen: Observation, cfg: ShotConfig) -> list[tuple[int, int]]:
