@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Tests with heavier needs, by what they load: each group has processes of its own, so that no two of these libraries meet.
 COMPILERS := tpu_compiler or cuda_compiler
 REFERENCE := torch or transformers or diffusers
-SYSTEMS   := meshes or ray or slurm or hosts or chromium or wandb or buckets or long
+SYSTEMS   := ray or slurm or hosts or chromium or wandb or buckets or long
 HEAVY     := tensorflow or $(COMPILERS) or $(REFERENCE) or $(SYSTEMS)
 
 .PHONY: setup quickstart demo test heavy test-heavy test-all plans lint clean
@@ -38,7 +38,7 @@ heavy: setup
 	command -v slurmctld && command -v munged || (apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[torch,transformers,diffusers,tensorflow,wandb,ray,s3,gs,tpu,cuda12-compiler]" "moto[server]>=5.0" "gcp-storage-emulator>=2024.8"
 
-# All of them, or without those that take a minute and more each. The plugin that compiles for GPUs leaves again where
+# All of them, or without those that take minutes. The plugin that compiles for GPUs leaves again where
 # there is no driver: with it JAX would log a traceback at every start.
 test-heavy: SHORT := and not long
 test-heavy test-all: heavy

@@ -102,7 +102,7 @@ def test_sharded_equals_unsharded(shape, params, batch, unsharded):
     assert_a_mesh_changes_nothing(shape, params, batch, unsharded)
 
 
-@pytest.mark.meshes
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [shape for shape in EVERY if shape not in SOME], ids=name)
 def test_sharded_equals_unsharded_on_every_mesh_of_eight_devices(shape, params, batch, unsharded):
     assert len(EVERY) == 35
