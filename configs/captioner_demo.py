@@ -3,8 +3,8 @@
     sora-jax train --config configs/captioner_demo.py --workdir runs/demo/captioner --config.data.path=runs/demo/clips
 
 Clips are shrunk to 40 pixels, where objects are 9 to 14 of them large and patches of 8 behind a stem of two convolutions
-see as much of them as the quickstart's captioner does. At 80 pixels with patches of 16, 1,200 steps were too few for shapes
-and directions (LOG.md).
+see as much of them as the quickstart's captioner does. After 2,600 steps (LOG.md) colours and numbers are right in 99 to
+100 of 100, directions in 79 and shapes in 76, still rising.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="captioner",
-        num_steps=1200,
+        num_steps=2600,
         batch_rows=32,
         log_every=20,
         eval_every=300,
