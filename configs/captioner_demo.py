@@ -2,9 +2,9 @@
 
     sora-jax train --config configs/captioner_demo.py --workdir runs/demo/captioner --config.data.path=runs/demo/clips
 
-Clips are shrunk to 40 pixels, where objects are 9 to 14 of them large and patches of 8 behind a stem of two convolutions
-see as much of them as the quickstart's captioner does. After 2,600 steps (LOG.md) colours and numbers are right in 99 to
-100 of 100, directions in 79 and shapes in 76, still rising.
+Clips are shrunk to 40 pixels, where objects are 9 to 14 of them large and patches of 8 behind a stem of two
+convolutions see as much of them as the quickstart's captioner does. After 2,600 steps (LOG.md) colours and numbers
+are right in 99 to 100 of 100, directions in 79 and shapes in 76, still rising.
 """
 
 from ml_collections import ConfigDict
