@@ -24,6 +24,7 @@ DATA = [
     "rich>=13.0",
     "scenedetect-headless>=0.7",  # the same as scenedetect, which pulls an OpenCV that needs a display's libraries
     "sentencepiece>=0.2",
+    "tenacity>=8.2",
 ]
 MODEL = [
     "beartype>=0.18",

@@ -1,6 +1,6 @@
 """What a shown frame is, at which rate frames are shown, and what becomes of a decoder's exceptions."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -70,6 +70,17 @@ def frame_rate(times_s: list[float], declared: float) -> tuple[float, bool]:
         if abs(rate - known) <= tolerance * known:
             return known, bool(near.all())
     return rate, bool(near.all())
+
+
+def keep_frames(
+    frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+    places: Collection[int],
+    change: Callable[[UInt8[np.ndarray, "_ _ 3"]], UInt8[np.ndarray, "_ _ 3"]],
+) -> dict[int, UInt8[np.ndarray, "_ _ 3"]]:
+    """Those at `places`, changed, in their order; one frame is in memory beside them."""
+    wanted = frozenset(places)
+    # A view would keep all that is around a crop.
+    return {place: change(frame).copy() for place, frame in enumerate(frames) if place in wanted}
 
 
 def resample(

@@ -28,6 +28,7 @@ from data_pipeline.build import alone_in
 from data_pipeline.caption_staging import FOLDER, CaptionStaging, differences
 from data_pipeline.caption_stream import shrink
 from data_pipeline.errors import UserError
+from data_pipeline.frames import keep_frames
 from data_pipeline.records import Caption, ClipRecord
 from data_pipeline.shards import Manifest, ShardReader, ShardWriter
 from data_pipeline.stream import load_tokenizer
@@ -228,20 +229,16 @@ class Job:
 
 def show(record: ClipRecord, num_frames: int = 0, long_side: int = 0) -> ClipView:
     """`num_frames` of a clip (0: all), evenly spaced from its first to its last, shrunk to `long_side` (0: as they
-    are). Raises `UserError` if it does not decode.
-
-    One frame is in memory beside those that are chosen.
-    """
+    are). Raises `UserError` if it does not decode."""
     count = record_frames(record)
     places = np.unique(np.linspace(0, count - 1, min(num_frames or count, count)).round().astype(int))
-    chosen, wanted = [], set(places.tolist())
-    for place, frame in enumerate(islice(iterate_record(record), int(places[-1]) + 1)):
-        if place in wanted:
-            small = shrink(frame, (long_side, long_side)) if long_side else frame
-            chosen.append(small.copy())  # a view would keep what is around the crop
+    shown = islice(iterate_record(record), int(places[-1]) + 1)
+    chosen = keep_frames(
+        shown, places.tolist(), lambda frame: shrink(frame, (long_side, long_side)) if long_side else frame
+    )
     if len(chosen) < len(places):
         raise UserError(f"{record.clip_id} breaks off before frame {places[len(chosen)]} of {count}")
-    return ClipView(np.stack(chosen), tuple((places / record.fps).tolist()), record)
+    return ClipView(np.stack(list(chosen.values())), tuple((places / record.fps).tolist()), record)
 
 
 def _options(reader: ShardReader, captioner: CaptionWriter) -> dict[str, Any]:

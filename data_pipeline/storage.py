@@ -1,12 +1,12 @@
 """Files of a folder that may be remote: local paths, and whatever fsspec knows (s3://, gs://, hf://, …)."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
 from data_pipeline.errors import PASSING, SystemFailure, UserError
 
@@ -18,18 +18,19 @@ Result = TypeVar("Result")
 
 def patiently(action: Callable[[], Result], pauses_s: Sequence[float] = PAUSES_S) -> Result:
     """`action()`, again after each pause where it failed by what may pass. Raises what the last try did."""
-    for pause_s in pauses_s:
-        try:
-            return action()
-        except Exception as error:
-            if not _may_pass(error):
-                raise
-        time.sleep(pause_s)
-    return action()
+    tries = Retrying(
+        retry=retry_if_exception(_may_pass),
+        wait=wait_chain(*map(wait_fixed, pauses_s)),
+        stop=stop_after_attempt(len(pauses_s) + 1),
+        reraise=True,
+    )
+    return tries(action)
 
 
-def _may_pass(error: Exception) -> bool:
+def _may_pass(error: BaseException) -> bool:
     """By its number, where it has one; clients of object stores raise errors of their own, of which most may pass."""
+    if not isinstance(error, Exception):
+        return False  # an interruption
     number = error.errno if isinstance(error, OSError) else None
     return not isinstance(error, LASTING) if number is None else number in PASSING
 

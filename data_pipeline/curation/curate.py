@@ -117,7 +117,7 @@ def _curate(
         clips = _on_left(clips, partial(_captioned, by_id, cfg, "captions"))
     clips = _on_left(clips, lambda left: balance(left, cfg.balance))
     clips = _apply_models(clips, by_id, captioners(cfg), "captioner", engine, store, report)
-    if cfg.output.require_caption:
+    if cfg.output.require_caption and captioners(cfg):
         clips = _on_left(clips, partial(_captioned, by_id, cfg, "captioner"))
     clips = _render(clips, by_id, cfg, engine, store, report)
     counts = funnel(examined, clips)

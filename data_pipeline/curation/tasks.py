@@ -11,7 +11,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +27,7 @@ from data_pipeline.curation.examine import EXAMINE_VERSION, examine
 from data_pipeline.curation.fetch import Unfetched, fetched, whole_bytes_of
 from data_pipeline.curation.sources import Source
 from data_pipeline.errors import UserError
+from data_pipeline.frames import keep_frames
 from data_pipeline.ingest import CRF, REENCODED, reencoded_colour
 from data_pipeline.storage import Storage
 from data_pipeline.video_io import encode_video, iterate_clip
@@ -107,7 +108,8 @@ def _model_results(
     about this clip."""
     found: dict[str, Any] = {"measures": {}, "failed": ""}
     places = {name: _even_places(clip.num_frames, model.num_frames) for name, model in models.items()}
-    seen = _chosen(frames, {place for wanted in places.values() for place in wanted}, clip.crop)
+    top, left, height, width = clip.crop
+    seen = keep_frames(frames, [*chain(*places.values())], lambda frame: frame[top : top + height, left : left + width])
     for name, model in models.items():
         try:
             value = functions[name](np.stack([seen[place] for place in places[name]]))
@@ -125,16 +127,6 @@ def _model_results(
 def _even_places(num_frames: int, count: int) -> list[int]:
     """From the first frame to the last; a clip with fewer than `count` shows some twice."""
     return np.linspace(0, num_frames - 1, count).round().astype(int).tolist()
-
-
-def _chosen(frames: Iterator[np.ndarray], places: set[int], crop: Sequence[int]) -> dict[int, np.ndarray]:
-    """The pictures of those places, without their borders; one frame is in memory beside them."""
-    top, left, height, width = crop
-    return {
-        place: frame[top : top + height, left : left + width].copy()  # a view would keep the borders
-        for place, frame in enumerate(frames)
-        if place in places
-    }
 
 
 @cache
