@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 TARGETS = {
     "v5p:4x4x4": (65_536, 64, 1, dict(fsdp=64)),
-    "v6e:16x16": (32_768, 128, 1, dict(fsdp=128, context=2)),
+    "v6e:16x16": (32_768, 256, 1, dict(fsdp=256)),
     "v5p:16x16x16": (65_536, 4096, 1, dict(data=8, fsdp=512)),
     "h100:8x8": (32_768, 128, 2, dict(fsdp=64)),
 }

@@ -29,20 +29,20 @@ def get_config() -> ConfigDict:
         known=dict(first=0.12, prefix=0.12, suffix=0.06, ends=0.08, frames=0.06, region=0.08),
     )
     config.model = dict(
-        width=192, depth=6, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
+        width=192, depth=8, num_heads=4, remat="dots", text=dict(width=128, depth=1, num_heads=4, mlp_ratio=2)
     )
     config.flow = dict(reference_tokens=28, prediction="x_0")  # a patch has 128 values of a network 192 wide
     config.optim = dict(
-        optimizer="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=50, final_fraction=0.1, ema_decay=0.99
+        optimizer="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=50, final_fraction=0.1, ema_decay=0.995
     )
     config.train = dict(
         task="diffusion",
-        num_steps=700,
-        batch_rows=8,
+        num_steps=3500,
+        batch_rows=6,
         log_every=20,
-        eval_every=200,
+        eval_every=500,
         eval_batches=2,
-        preview_every=350,
+        preview_every=1000,
         checkpoint_every=200,
     )
     config.preview = dict(

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data_pipeline.synthetic.cycles import CYCLES
 from data_pipeline.synthetic.scene import Body, Scene
 
 _NUMBERS = ("no", "one", "two", "three")
@@ -17,8 +18,8 @@ _TEXTURES = {
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     """[(caption, source)]: short, then long."""
-    if scene.world == "quickstart":
-        short, long = _quickstart(scene, rng)
+    if scene.world in ("quickstart", "cycles"):
+        short, long = _single(scene, rng)
     else:
         short, long = _short(scene), _long(scene, rng)
     return [(short, "synthetic short"), (long, "synthetic long")]
@@ -38,9 +39,14 @@ def _toward(direction: str) -> str:
     )
 
 
-def _quickstart(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def _single(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """Of a world that shows one object over dark ground."""
     body = scene.bodies[0]
     thing, ground = _article(_noun(body)), str(rng.choice(_DARK))
+    if body.motion in CYCLES:
+        does = CYCLES[body.motion]
+        long = (f"A small video of {thing} that {does} over {ground}.", f"On {ground}, {thing} {does}, over and over.")
+        return f"{thing} {does}", str(rng.choice(long))
     if body.direction is None:
         long = (f"A small picture of {thing} on {ground}.", f"{thing.capitalize()} in front of {ground}.")
         return thing, str(rng.choice(long))

@@ -31,7 +31,7 @@ GENERATOR_VERSION = 2  # part of world.json: raise it when the same seed gives o
 _CHUNK = 16
 SIMULATION = "simulation"
 WORLD_NAMES = (*WORLDS, SIMULATION)
-_QUALITY = {"quickstart": 8, "demo": 8, "rich": 12, SIMULATION: 8}
+_QUALITY = {"quickstart": 8, "demo": 8, "rich": 12, "cycles": 8, SIMULATION: 8}
 
 
 @dataclass(frozen=True)

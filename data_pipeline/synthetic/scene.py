@@ -14,7 +14,7 @@ class Body:
     """An object. `track` is its centroid in world pixels (screen pixels where the camera is static), a row a frame.
 
     `direction` is a key of the palette's directions, or None at rest; `motion` is what it does: "rest", "straight",
-    "bounce", "fall" or "collide".
+    "bounce", "fall", "collide" or a cycle.
     """
 
     shape: str

@@ -1,7 +1,7 @@
-"""The three worlds: `quickstart` (one object, at times behind a bar), `demo` (one or two, some events), `rich`.
+"""The worlds: `quickstart` (one object, at times behind a bar), `demo` (one or two, some events), `rich`, and `cycles`.
 
-`draw_scene(world, seed, index)` is a pure function, so that clips can be drawn anywhere in any order. Quickstart and
-demo go through all combinations of colour, shape and direction in seeded blocks: every combination is equally often.
+`draw_scene(world, seed, index)` is a pure function, so that clips can be drawn anywhere in any order. All but `rich`
+go through all combinations of colour, shape and direction in seeded blocks: every combination is equally often.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.synthetic import palette
+from data_pipeline.synthetic.cycles import CYCLES, draw_cycles
 from data_pipeline.synthetic.motion import simulate
 from data_pipeline.synthetic.placing import apart, background, inside, moving, resting
 from data_pipeline.synthetic.rich import draw_rich
@@ -36,9 +37,10 @@ def _generator(world: str, seed: int, index: int, stream: int) -> np.random.Gene
     return np.random.default_rng([list(WORLDS).index(world), seed, index, stream])
 
 
-def _combination(world: str, seed: int, index: int, colours: tuple, shapes: tuple) -> tuple[str, str, str]:
+def _combination(
+    world: str, seed: int, index: int, colours: tuple, shapes: tuple, directions: tuple = tuple(palette.DIRECTIONS)
+) -> tuple[str, str, str]:
     """(colour, shape, direction) of clip `index`: a seeded order of all of them for each block of clips."""
-    directions = tuple(palette.DIRECTIONS)
     count = len(colours) * len(shapes) * len(directions)
     number = int(_generator(world, seed, index // count, 1).permutation(count)[index % count])
     rest, direction = divmod(number, len(directions))
@@ -145,8 +147,16 @@ def _rich(rng: np.random.Generator, seed: int, index: int, size: Size | None, fr
     return draw_rich(rng, size, frames)
 
 
+def _cycles(rng: np.random.Generator, seed: int, index: int, size: Size | None, frames: int | None) -> Scene:
+    combination = _combination(
+        "cycles", seed, index, palette.QUICKSTART_COLOURS, palette.QUICKSTART_SHAPES, tuple(CYCLES)
+    )
+    return draw_cycles(rng, combination, size, frames)
+
+
 WORLDS: dict[str, Callable[[np.random.Generator, int, int, Size | None, int | None], Scene]] = {
     "quickstart": _quickstart,
     "demo": _demo,
     "rich": _rich,
+    "cycles": _cycles,
 }

@@ -71,7 +71,7 @@ def read_cases(args: argparse.Namespace, run: TrainedRun) -> tuple[list[Case], A
         record = reader.read(int(number))
         caption = record.captions[0].text if record.captions else ""
         claims = parse_prompt(caption)
-        if len(claims) != 1 or claims[0].direction is None or not left[BEHIND in caption]:
+        if len(claims) != 1 or not left[BEHIND in caption]:
             continue
         frames = decode_record(record)[0]
         frames = frames[: 1 + (len(frames) - 1) // c * c]

@@ -1,9 +1,10 @@
 """Whether a generator obeys in every mode: of held-out clips of a synthetic world some is shown, the rest made, and
 the probes say of the whole what it shows and of the new frames whether they go on as the truth does.
 
-A body of these clips moves straight at a steady speed, so that what it was seen to do says where it must be: the
-clip that was hidden is the truth, and no other one is. *Holding*, which repeats the known frame that is nearest in
-time, is what a model scores that knows no motion. A loop has no truth: what is asked is that it has no seam.
+A body of these clips moves at a steady speed, straight or in cycles, so that what it was seen to do says where it must
+be: the clip that was hidden is the truth, and no other one is. *Holding*, which repeats the known frame that is nearest
+in time, is what a model scores that knows no motion. A loop has a truth only where the clip comes back to its first
+frame; of any loop it is asked that it has no seam.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from sora_jax.evaluation.obedience import judge_video
 from sora_jax.evaluation.probes import follow
 from sora_jax.evaluation.prompts import Claim, Vocabulary, parse_prompt
 from sora_jax.evaluation.scores import share
-from sora_jax.evaluation.seams import measure_seams
+from sora_jax.evaluation.seams import measure_seams, steps
 from sora_jax.generation import modes
 from sora_jax.generation.modes import Plan
 from sora_jax.models.codec import Codec
@@ -116,10 +117,17 @@ class _Maker:
         return Case(mode, prompt or self.caption, self.fps, size, num_frames, is_new, plan, self.clip, claim.colour)
 
     def looped(self, half: int) -> Case:
-        """The clip's first half, and as long a way back, which no body of these worlds that moves straight ever goes:
-        the model has to make up that it turns."""
-        plan = modes.loop(self.codec, self.layout, self.clip[:half], len(self.clip) - half, 1)
-        return dataclasses.replace(self.case("loop", plan), is_determined=False)
+        """The clip's first half, and the rest of its period. A body that moves straight never comes back: there the
+        way back is as long as the rest of the clip, and the model has to make up that it turns."""
+        c = self.codec.config.temporal_compression
+        period = period_of(self.clip, range(half + c, len(self.clip), c))
+        end = period or len(self.clip)
+        context = 1 + c if period else 1  # what both ends show must fit in the window that the model was trained on
+        plan = modes.loop(self.codec, self.layout, self.clip[:half], end - half, context)
+        truth, is_new = self.clip[:end], np.arange(end) >= half
+        return dataclasses.replace(
+            self.case("loop", plan), truth=truth, is_new=is_new, is_determined=period is not None
+        )
 
     def changed(self, vocabulary: Vocabulary) -> list[Case]:
         """Other colours: of the whole picture from half-way to noise, and of the object's surroundings alone."""
@@ -143,6 +151,13 @@ class _Maker:
         y, x = np.mgrid[: self.clip.shape[1], : self.clip.shape[2]] + 0.5
         box = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])
         return np.broadcast_to(box, self.clip.shape[:3])
+
+
+def period_of(clip: Frames, candidates: Sequence[int]) -> int | None:
+    """The first of `candidates` at which the clip shows its frame 0 again: nearer than half of its usual step."""
+    usual = float(np.median(steps(clip)))
+    again = (n for n in candidates if steps(np.stack([clip[0], clip[n]]))[0] < usual / 2)
+    return next(again, None)
 
 
 def judge_case(case: Case, result: Frames, vocabulary: Vocabulary) -> Verdict:

@@ -20,10 +20,22 @@ OPTIONS: dict[str, dict[str, str]] = {
         "xla_gpu_enable_pipelined_reduce_scatter": "True",
         "xla_gpu_enable_pipelined_all_reduce": "True",
     },
-    # The latency-hiding scheduler and asynchronous all-gathers are libtpu's defaults (0.0.42). So is to split a matmul
-    # whose weights are gathered into one for each shard, whose partial results go through memory each time: with rows
-    # of 16,384 tokens two thirds of a step's traffic (LOG.md, "split matmuls"). Above this many MiB it would be done.
-    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+    # The latency-hiding scheduler is libtpu's default (0.0.42). So is to split a matmul whose weights are gathered into
+    # one for each shard, whose partial results go through memory each time: with rows of 16,384 tokens two thirds of a
+    # step's traffic (LOG.md, "split matmuls"). Above this many MiB it would be done.
+    # Gathering and summing are fused with matmuls instead, so that they run beside them: on a v5e that is so by itself
+    # for gathering, on v5p and v6e nothing is without these options (LOG.md, "collectives beside matmuls"). MaxText's
+    # benchmarks set the same ones.
+    "tpu": {
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+        "xla_tpu_enable_async_collective_fusion": "True",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "True",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "True",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "True",
+        "xla_tpu_overlap_compute_collective_tc": "True",
+        "xla_enable_async_all_gather": "True",
+        "xla_enable_async_all_reduce": "True",
+    },
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.synthetic.captions import captions
+from data_pipeline.synthetic.cycles import CYCLES, PERIODS
 from data_pipeline.synthetic.generate import WorldConfig, generate, ground_truth
 from data_pipeline.synthetic.motion import simulate
 from data_pipeline.synthetic.palette import COLOURS, DIRECTIONS, SHAPES
@@ -46,7 +47,7 @@ def test_origin_is_the_centroid_and_extents_are_exact(shape):
     assert max(abs(f - e) for f, e in zip(found, EXTENTS[shape], strict=True)) < 0.12
 
 
-@pytest.mark.parametrize("world", ["quickstart", "demo"])
+@pytest.mark.parametrize("world", ["quickstart", "demo", "cycles"])
 def test_tracks_are_where_the_pixels_are(world):
     for index in range(40):
         scene = draw_scene(world, 3, index)
@@ -79,13 +80,36 @@ def test_quickstart_keeps_its_promises():
 
 
 def test_every_combination_is_equally_often():
-    for world, count in (("quickstart", 48), ("demo", 96)):
+    for world, count in (("quickstart", 48), ("demo", 96), ("cycles", 48)):
         seen = Counter()
         for index in range(count):
             scene = draw_scene(world, 5, index)
             body = scene.bodies[0]
-            seen[body.colour, body.shape, body.direction if scene.num_frames > 1 else index] += 1
+            does = body.direction or body.motion
+            seen[body.colour, body.shape, does if scene.num_frames > 1 else index] += 1
         assert max(seen.values()) == 1
+
+
+def test_cycles_come_back_after_a_period_at_a_steady_speed_within_the_frame():
+    scenes = [draw_scene("cycles", 0, index, frames=40) for index in range(96)]
+    periods = Counter()
+    for scene in scenes:
+        (body,) = scene.bodies
+        shifts = {period: np.abs(body.track[period:] - body.track[:-period]).max() for period in PERIODS}
+        period = min(shifts, key=lambda period: shifts[period])
+        periods[period] += 1
+        assert shifts[period] < 1e-9
+        left, right, up, down = np.array(EXTENTS[body.shape]) * body.size_px
+        assert (body.track - [left, up]).min() >= 0
+        assert ([scene.width, scene.height] - body.track - [right, down]).min() >= 0
+        paces = np.linalg.norm(np.diff(body.track, axis=0), axis=-1) * scene.fps
+        assert np.quantile(paces, 0.6) == pytest.approx(body.speed_px_per_s, rel=0.03)
+        assert CYCLES[body.motion] in captions(scene, np.random.default_rng(0))[1][0]
+        x, y = (body.track - body.track.mean(0)).T
+        turning = float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))
+        turn = "clockwise" if turning > 1 else "anticlockwise" if turning < -1 else None
+        assert turn == (body.motion if body.motion.endswith("clockwise") else None)
+    assert min(periods.values()) > 30 and {scene.bodies[0].motion for scene in scenes} == set(CYCLES)
 
 
 def test_rich_world_has_everything():

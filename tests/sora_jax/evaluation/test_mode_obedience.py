@@ -25,10 +25,14 @@ def _clips(behind: bool, count: int) -> list[tuple[np.ndarray, str]]:
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Case]:
+def codec() -> Codec:
     config = AutoencoderConfig(latent_channels=4, patch_size=4, stages=(Stage(1, 2, 8, 1), Stage(2, 2, 8, 1)))
     params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
-    codec = Codec(config, params, np.zeros(4, np.float32), np.ones(4, np.float32))
+    return Codec(config, params, np.zeros(4, np.float32), np.ones(4, np.float32))
+
+
+@pytest.fixture(scope="module")
+def cases(codec: Codec) -> list[Case]:
     layout = RowLayout(96, 64, 4, (1, 1, 1), 4, 2.0)
     clips = _clips(False, 6) + _clips(True, 4)
     words = vocabulary_of(claim for _, text in clips for claim in parse_prompt(text))
@@ -70,6 +74,20 @@ def test_a_loop_that_comes_back_has_no_seam_and_one_that_holds_has(cases, vocabu
         good, bad = (judge_case(case, frames, vocabulary) for frames in (there_and_back, case.truth))
         assert good.colour and good.direction and good.known_exact and good.place is None
         assert good.loop_ratio < 1.5 < bad.loop_ratio and bad.seam_ratio < 1.5
+
+
+def test_a_loop_of_a_cycle_lasts_a_period_and_the_clip_is_its_truth(codec):
+    layout, lengths = RowLayout(96, 64, 4, (1, 1, 1), 4, 2.0), set()
+    for index in range(12):
+        scene = draw_scene("cycles", 0, index, frames=21)
+        clip, text = render(scene)[0], captions(scene, np.random.default_rng(0))[0][0]
+        words = vocabulary_of(parse_prompt(text))
+        (case,) = (case for case in make_cases(codec, layout, clip, text, 8.0, words) if case.mode == "loop")
+        verdict, length = judge_case(case, clip[: len(case.truth)], words), len(case.truth)
+        lengths.add(length)
+        assert case.is_determined and case.result(np.zeros((case.num_frames, 32, 32, 3), np.uint8)).shape[0] == length
+        assert verdict.colour and verdict.known_exact and verdict.place_px == 0 and verdict.loop_ratio < 1.5
+    assert lengths == {13, 17}
 
 
 def test_a_changed_pixel_of_the_known_frames_and_an_absent_object_are_noticed(cases, vocabulary):
