@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     )
     config.train = dict(
         task="diffusion",
-        num_steps=1000,
+        num_steps=1600,
         batch_rows=32,
         log_every=20,
         eval_every=500,
