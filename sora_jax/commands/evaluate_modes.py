@@ -16,12 +16,13 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardReader
+from data_pipeline.synthetic.cycles import CYCLES
 from data_pipeline.video_io import decode_record
 from sora_jax.commands.shared import shown
 from sora_jax.diffusion.denoiser import SamplingConfig
 from sora_jax.evaluation.mode_obedience import BEHIND, Case, held, judge_case, make_cases, tally
 from sora_jax.evaluation.mode_sheet import draw_modes
-from sora_jax.evaluation.prompts import parse_prompt, vocabulary_of
+from sora_jax.evaluation.prompts import Claim, parse_prompt, vocabulary_of
 from sora_jax.generation.loading import TrainedRun, load_run
 
 
@@ -71,7 +72,7 @@ def read_cases(args: argparse.Namespace, run: TrainedRun) -> tuple[list[Case], A
         record = reader.read(int(number))
         caption = record.captions[0].text if record.captions else ""
         claims = parse_prompt(caption)
-        if len(claims) != 1 or not left[BEHIND in caption]:
+        if len(claims) != 1 or not _moves_steadily(claims[0], caption) or not left[BEHIND in caption]:
             continue
         frames = decode_record(record)[0]
         frames = frames[: 1 + (len(frames) - 1) // c * c]
@@ -87,6 +88,11 @@ def read_cases(args: argparse.Namespace, run: TrainedRun) -> tuple[list[Case], A
     for frames, caption, fps in shown(clips, len(clips), "encoding"):
         cases += make_cases(run.sampler.codec, run.sampler.layout, frames, caption, fps, vocabulary)
     return cases, vocabulary
+
+
+def _moves_steadily(claim: Claim, caption: str) -> bool:
+    """Straight, or in a cycle; what falls has no direction either, but another speed in each frame."""
+    return claim.direction is not None or any(does in caption for does in CYCLES.values())
 
 
 def sample_cases(cases: list[Case], run: TrainedRun, sampling: SamplingConfig) -> list[np.ndarray]:

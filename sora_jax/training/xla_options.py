@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     # one for each shard, whose partial results go through memory each time: with rows of 16,384 tokens two thirds of a
     # step's traffic (LOG.md, "split matmuls"). Above this many MiB it would be done.
     # Gathering and summing are fused with matmuls instead, so that they run beside them: on a v5e that is so by itself
-    # for gathering, on v5p and v6e nothing is without these options (LOG.md, "collectives beside matmuls"). MaxText's
+    # for gathering, on v5p and v6e little is without them (LOG.md, "collectives beside matmuls"). MaxText's
     # benchmarks set the same ones.
     "tpu": {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
