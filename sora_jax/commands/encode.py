@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fps", type=_rates, default=0.0, help="resample to this rate at most; 0 keeps it; of 8,16 each clip draws one"
     )
     parser.add_argument("--latent_multiple", type=int, default=1, help="crop sides to multiples of this many latents")
+    parser.add_argument(
+        "--latent_scale",
+        choices=("channel", "all"),
+        default="channel",
+        help="what latents are divided by: each channel by its own deviation, or all by one, so that a channel that "
+        "hardly varies stays small (for linear codes that are not whitened)",
+    )
     parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--mesh", help="axes and sizes, as in training (default: data over all accelerators here)")
     parser.add_argument("--batch_size", type=int, default=16, help="windows of one shape that are encoded at once")
@@ -57,6 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     reader = ShardReader(args.data, kind="clip")
     text, mesh = text_source(args, reader), _mesh(args.mesh, args.batch_size)
     codec = find_or_export(args.autoencoder, reader, windows, mesh).in_tiles(args.tile)
+    codec = codec.with_one_scale() if args.latent_scale == "all" else codec
     codec = codec if mesh is None else codec.on_mesh(mesh)
     encoding = Encoding(
         encode=codec.encode,

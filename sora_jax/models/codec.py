@@ -184,6 +184,11 @@ class Codec:
     def denormalise(self, latents: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "... C"]:
         return latents * self.latent_std + self.latent_mean
 
+    def with_one_scale(self) -> "Codec":
+        """Divides latents by one deviation, the root mean square of the channels'."""
+        rms = np.sqrt(np.square(self.latent_std).mean(dtype=np.float64))
+        return dataclasses.replace(self, latent_std=np.full_like(self.latent_std, rms))
+
     def save(self, directory: Path) -> None:
         """Writes the export; `autoencoder.json`, renamed into place last, commits it."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
 A fresh network whose residual blocks start at zero and whose latents are not normalised (`norm_latents=False`) is a
 chain of linear maps. Each map of the encoder becomes the first principal components of what reaches it (Pearson 1901:
 of all linear codes as wide the one of least squared error), the decoder's maps their transposes. Latents have mean 0,
-deviation 1 and hardly any noise. On a CPU this is what the first thousands of steps would be spent on.
+deviation 1 (each, or all together if they are not whitened: then their distances are those of the pictures) and hardly
+any noise. On a CPU this is what the first thousands of steps would be spent on.
 """
 
 from collections.abc import Iterable
@@ -24,8 +25,12 @@ Weights = dict[tuple[str, ...], Float32[np.ndarray, "..."]]
 """Path within the autoencoder's parameters → value."""
 
 
-def principal_weights(cfg: AutoencoderConfig, videos: Iterable[UInt8[np.ndarray, "B T Y X 3"]]) -> Weights:
+def principal_weights(
+    cfg: AutoencoderConfig, videos: Iterable[UInt8[np.ndarray, "B T Y X 3"]], whiten: bool = True
+) -> Weights:
     """All linear maps between the blocks, from training clips of 1 + c n frames.
+
+    `whiten` divides each latent channel by its own deviation, else all of them by one: the root mean square.
 
     Raises UserError for a network that normalises its latents, for clips of one frame, and for too few of them.
     """
@@ -41,7 +46,7 @@ def principal_weights(cfg: AutoencoderConfig, videos: Iterable[UInt8[np.ndarray,
     for i, stage in enumerate(cfg.stages):
         xs = [_to_depth(x, stage.time, stage.space) for x in xs]
         xs = _add(weights, xs, stage.width, ("encoder", "down", f"stage_{i}"), ("decoder", "up", f"stage_{i}"))
-    _add_latents(weights, xs, cfg.latent_channels)
+    _add_latents(weights, xs, cfg.latent_channels, whiten)
     return weights
 
 
@@ -70,8 +75,10 @@ def _add(
     return [(x - mean) @ components for x in xs]
 
 
-def _add_latents(weights: Weights, xs: list[np.ndarray], channels: int) -> None:
+def _add_latents(weights: Weights, xs: list[np.ndarray], channels: int, whiten: bool) -> None:
     mean, components, variance = _components(xs, channels)
+    if not whiten:
+        variance = np.full_like(variance, variance.mean())
     deviation = np.sqrt(np.maximum(variance, LEAST_VARIANCE)).astype(np.float32)
     kernel = components / deviation
     weights["encoder", "latents_out", "kernel"] = np.concatenate([kernel, np.zeros_like(kernel)], axis=1)

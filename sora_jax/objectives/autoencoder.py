@@ -61,9 +61,14 @@ class AutoencoderLossConfig:
 
 @dataclass(frozen=True)
 class StartConfig:
-    """`principal_batches`: start as the best linear code of so many training batches (`principal.py`); 0: at random."""
+    """`principal_batches`: start as the best linear code of so many training batches (`principal.py`); 0: at random.
+
+    `whiten`: each channel of that code has deviation 1; if not, all together have it, and a channel counts in the
+    latents for as much as in the picture.
+    """
 
     principal_batches: int = 0
+    whiten: bool = True
 
     def __post_init__(self) -> None:
         at_least(self, "config.start", 0, "principal_batches")
@@ -157,7 +162,8 @@ def principal_start(
     def weights() -> Weights:
         # every process reads the whole batches: all must start from the same numbers
         source = ClipSource(path, stream, "train")
-        return principal_weights(model, (source[step]["video"] for step in range(cfg.principal_batches)))
+        videos = (source[step]["video"] for step in range(cfg.principal_batches))
+        return principal_weights(model, videos, cfg.whiten)
 
     return weights if cfg.principal_batches else dict
 

@@ -22,10 +22,10 @@ def videos() -> np.ndarray:
     return (127.5 + 100 * np.stack(waves).reshape(32, 3, 9, 16, 16).transpose(0, 2, 3, 4, 1)).astype(np.uint8)
 
 
-def codec(config: AutoencoderConfig, videos: np.ndarray) -> Codec:
+def codec(config: AutoencoderConfig, videos: np.ndarray, whiten: bool = True) -> Codec:
     params = initialise(lambda rngs: VideoAutoencoder(config, rngs), jax.random.key(0))
     zeros = np.zeros(config.latent_channels, np.float32)
-    return Codec(config, with_weights(params, principal_weights(config, [videos])), zeros, zeros + 1)
+    return Codec(config, with_weights(params, principal_weights(config, [videos], whiten)), zeros, zeros + 1)
 
 
 def test_the_error_is_what_the_components_leave_out(videos):
@@ -36,11 +36,28 @@ def test_the_error_is_what_the_components_leave_out(videos):
     np.testing.assert_allclose(later.mean(0), 0, atol=0.02)
     np.testing.assert_allclose(later.std(0), 1, atol=0.02)
     np.testing.assert_array_equal(posterior.log_variance, START_LOG_VARIANCE)
-    blocks = videos[:, 1:].astype(np.float64).reshape(32, 2, 4, 4, 4, 4, 4, 3)
-    blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 192)
-    least = np.linalg.eigvalsh(np.cov(blocks.T, bias=True))[:-6].sum() / 192
+    least = np.linalg.eigvalsh(np.cov(blocks(videos).T, bias=True))[:-6].sum() / 192
     error = np.square(made.decode(posterior.mean)[:, 1:].astype(np.float64) - videos[:, 1:]).mean()
     assert least <= error <= 1.05 * least + 1  # pixels are rounded and clipped
+
+
+def test_latents_that_are_not_whitened_keep_the_distances_of_pictures(videos):
+    """All together have deviation 1, and two blocks of the reconstruction are as far apart as their latents are."""
+    made = codec(CONFIG, videos, whiten=False)
+    latents = made.posterior(videos).mean
+    pictures = blocks(made.decode(latents))
+    latents = latents[:, 1:].reshape(-1, 6)
+    np.testing.assert_allclose(np.square(latents.std(0)).mean(), 1, atol=0.02)
+    ratio = np.linalg.norm(pictures[::2] - pictures[1::2], axis=1) / np.linalg.norm(
+        latents[::2] - latents[1::2], axis=1
+    )
+    np.testing.assert_allclose(ratio, np.median(ratio), rtol=0.03)  # pixels are rounded
+
+
+def blocks(videos: np.ndarray) -> np.ndarray:
+    """The 4x4x4 blocks after the first frame, as rows."""
+    x = videos[:, 1:].astype(np.float64).reshape(32, 2, 4, 4, 4, 4, 4, 3)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 192)
 
 
 def test_more_width_than_data_has_dims_loses_nothing(videos):
