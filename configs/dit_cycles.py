@@ -36,14 +36,14 @@ def get_config() -> ConfigDict:
     )
     config.flow = dict(reference_tokens=48)
     config.optim = dict(
-        optimizer="adamw", learning_rate=1.5e-3, schedule="cosine", warmup_steps=50, final_fraction=0.1, ema_decay=0.99
+        optimizer="muon", learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.1, ema_decay=0.99
     )
     config.train = dict(
         task="diffusion",
-        num_steps=1600,
+        num_steps=1200,
         batch_rows=32,
         log_every=20,
-        eval_every=500,
+        eval_every=200,
         eval_batches=2,
         preview_every=500,
         checkpoint_every=100,
