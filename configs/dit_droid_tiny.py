@@ -10,9 +10,9 @@
     sora-jax evaluate --metric gallery --run runs/droid/dit --real runs/droid/clips --out runs/droid/gallery.json
 
 Meant for an hour on two cores, or minutes on a GPU; LOG.md says what has been run of it. The autoencoder is the linear
-start of `autoencoder_droid` and little more, with 32 channels: half of 64's values for the generator to predict. They are
-not whitened, so a loss on them is one on pixels: brightness is most of it, and is hidden only by much noise, hence the
-shift of 4 (`reference_tokens`). A grid of 7 by 4 tokens is short for rotary frequencies spread down to 1/10,000.
+start of `autoencoder_droid` and little more, with 32 channels: half of 64's values for the generator to predict. They
+are not whitened, so a loss on them is one on pixels: brightness is most of it, and is hidden only by much noise, hence
+the shift of 4 (`reference_tokens`). A grid of 7 by 4 tokens is short for rotary frequencies spread down to 1/10,000.
 """
 
 from ml_collections import ConfigDict
