@@ -86,7 +86,7 @@ def compile_lowered(lowered: Any) -> Program | DoesNotFit:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return _refusal(error)
+        return refusal(error)
     memory = compiled.memory_analysis()
     return Program(
         arguments=memory.argument_size_in_bytes,
@@ -111,10 +111,18 @@ def _is_argument(path: str, text: str) -> bool:
     return any(f'op_name="{name}"' in text for name in (path, path.replace("'", "\\'")))
 
 
-def _refusal(error: RuntimeError) -> DoesNotFit:
+REFUSALS = (
+    r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm",
+    # before anything is placed, and without the arguments: the temporaries alone are too large
+    r"temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)i?B?\)",
+)
+"""What libtpu says of a program that is too large, with bytes needed and there."""
+
+
+def refusal(error: RuntimeError) -> DoesNotFit:
     """What a compiler says of a program that is too large; any other error is raised again."""
     message = str(error)
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+    found = next(filter(None, (re.search(pattern, message) for pattern in REFUSALS)), None)
     if "RESOURCE_EXHAUSTED" not in message or not found:
         raise error
     needed, available = (int(float(found.group(i)) * UNITS[found.group(i + 1)]) for i in (1, 3))

@@ -12,7 +12,7 @@ from data_pipeline.errors import UserError
 from sora_jax.commands.main import main
 from sora_jax.commands.train import load_config
 from sora_jax.parallel import make_mesh
-from sora_jax.planning.compile import DoesNotFit, abstract_arguments, compile_step
+from sora_jax.planning.compile import DoesNotFit, abstract_arguments, compile_step, refusal
 from sora_jax.planning.memory import remedies, stored_bytes
 from sora_jax.planning.report import make_report, tables
 from sora_jax.planning.subjects import Assumptions, diffusion_subject
@@ -94,6 +94,28 @@ def test_a_step_that_does_not_fit_exits_with_2_and_says_why():
         assert report["exit_code"] == 2 and not report["fits"] and report["remedies"]
         assert report["bytes"]["total"] > report["bytes"]["available"] == 10_000
         assert tables(report), "people are told too"
+
+
+@pytest.mark.parametrize(
+    ("said", "needed"),
+    [
+        ("Ran out of memory in memory space hbm. Used 28.11G of 15.75G hbm. Exceeded hbm capacity by 12.36G.", 28.11),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (28.11G) exceeds available HBM "
+            "(15.75G).",
+            28.11,
+        ),
+        ("The stack is too deep.", None),
+    ],
+)
+def test_both_ways_in_which_a_compiler_says_that_it_is_too_much_are_understood(said, needed):
+    error = RuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+    if needed is None:
+        with pytest.raises(RuntimeError, match="too deep"):
+            refusal(error)
+    else:
+        found = refusal(error)
+        assert (found.needed, found.available) == (int(needed * 2**30), int(15.75 * 2**30))
 
 
 def test_a_published_text_encoder_is_planned_without_its_files():
