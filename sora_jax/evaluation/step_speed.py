@@ -11,6 +11,7 @@ import numpy as np
 from sora_jax.config import TrainConfig
 from sora_jax.flops import CONVENTION, PEAK_BF16_FLOPS, measured_matmul_peak
 from sora_jax.parallel import check_rows, make_mesh, put_batch, put_frozen, state_shardings
+from sora_jax.training.compile_cache import without_compile_cache
 from sora_jax.training.step import abstract_state, init_state, make_train_step
 from sora_jax.types import Task
 
@@ -46,13 +47,10 @@ def measure_train_step(
 
 def compile_timed(jitted: Any, *arguments: Any, **static: Any) -> tuple[Any, float]:
     """The program compiled for these arguments, and the seconds it took, without help from the compile cache."""
-    was, lowered = jax.config.jax_enable_compilation_cache, jitted.lower(*arguments, **static)
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
+    lowered = jitted.lower(*arguments, **static)
+    with without_compile_cache():
         begun = time.perf_counter()
         return lowered.compile(), time.perf_counter() - begun
-    finally:
-        jax.config.update("jax_enable_compilation_cache", was)
 
 
 def best_mean_seconds(

@@ -15,6 +15,12 @@ from sora_jax.planning.subjects import Subject
 from sora_jax.training.step import abstract_state, make_train_step
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+REFUSALS = (
+    r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm",
+    # before anything is placed, and without the arguments: the temporaries alone are too large
+    r"temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)i?B?\)",
+)
+"""What libtpu says of a program that is too large, with bytes needed and there."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +115,6 @@ def unread(batch: Mapping[str, Any], text: str) -> tuple[str, ...]:
 def _is_argument(path: str, text: str) -> bool:
     """Whether the program `text` has this argument: jax names each after its place in the call."""
     return any(f'op_name="{name}"' in text for name in (path, path.replace("'", "\\'")))
-
-
-REFUSALS = (
-    r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm",
-    # before anything is placed, and without the arguments: the temporaries alone are too large
-    r"temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)i?B?\)",
-)
-"""What libtpu says of a program that is too large, with bytes needed and there."""
 
 
 def refusal(error: RuntimeError) -> DoesNotFit:

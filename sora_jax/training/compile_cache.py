@@ -5,8 +5,10 @@ cleared by hand, and what is too old is merely not found. The folder is trusted:
 in later starts, so the default lies in the user's own cache folder and nobody else may enter it.
 """
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -53,6 +55,26 @@ def use_compile_cache(folder: str | None = None) -> None:
         logger.warning("%s", message)
         return
     jax.config.update("jax_compilation_cache_dir", path)
+
+
+@contextlib.contextmanager
+def without_compile_cache() -> Iterator[None]:
+    """Programs are neither read nor kept within: those whose compilation is timed, and those for devices that are not
+    here, which can be kept but not read again.
+
+    JAX looks at the option when the first program of a process is compiled and never again, until it is reset.
+    """
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    was = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", was)
+        reset_cache()
 
 
 def default_folder() -> Path:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import pytest
 from jax.experimental import topologies
+
+from sora_jax.training.compile_cache import without_compile_cache
 
 
 @pytest.fixture
@@ -14,7 +15,5 @@ def absent_tpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], lis
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    was = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)  # such a program can be kept, but not read without a TPU
-    yield lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    jax.config.update("jax_enable_compilation_cache", was)
+    with without_compile_cache():
+        yield lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sora_jax.models.attention import attention
 from sora_jax.parallel import make_mesh
 from sora_jax.planning.topologies import CHIPS, gpu_target
+from sora_jax.training.compile_cache import without_compile_cache
 
 pytestmark = pytest.mark.cuda_compiler
 
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.cuda_compiler
 def h100(monkeypatch):
     """The devices of a host of eight H100, for the compiler only."""
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    return topologies.get_topology_desc("", "cuda", target_config=gpu_target(CHIPS["h100"]), topology="1x1x8").devices
+    target = gpu_target(CHIPS["h100"])
+    with without_compile_cache():
+        yield topologies.get_topology_desc("", "cuda", target_config=target, topology="1x1x8").devices
 
 
 @pytest.mark.parametrize("keys, width, dtype", [(8192, 128, "bfloat16"), (512, 72, "bfloat16"), (8192, 64, "float32")])

@@ -59,3 +59,32 @@ def test_a_folder_that_cannot_be_written_is_an_error_if_it_was_asked_for(monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     use_compile_cache()
     assert "compiled programs cannot be kept" in caplog.text
+
+
+WITHOUT = """
+import pathlib, sys, jax, jax.numpy as jnp
+from sora_jax.training.compile_cache import without_compile_cache
+count = lambda: len(list(pathlib.Path(sys.argv[1]).iterdir()))
+x = jnp.ones((4, 4))
+jax.jit(lambda x: x @ x)(x)
+before = count()
+with without_compile_cache():
+    jax.jit(lambda x: jnp.sort(x @ x)[0, 0])(x)
+    within = count()
+jax.jit(lambda x: jnp.cumsum(x @ x)[0])(x)
+print(before, within, count())
+"""
+
+
+def test_nothing_is_kept_within_although_there_was_a_cache_before(tmp_path):
+    """JAX asks for the option at a process's first program only."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    variables |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path)]
+    said = subprocess.run(command, env=variables, capture_output=True, check=True, text=True).stdout
+    before, within, after = map(int, said.split())
+    assert 0 < before == within < after
