@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         stages=(dict(space=1, time=2, width=64, num_blocks=1), dict(space=2, time=2, width=224, num_blocks=2)),
         norm_latents=False,
     )
-    config.start = dict(principal_batches=24, whiten=False)
+    config.start = dict(principal_batches=24, whiten=True)
     config.loss = dict(kl_weight=1e-6, squared_weight=20.0, lpips_weight=0.0, lpips_net="squeeze", lpips_weights="")
     config.gan = dict(weight=0.0, start_step=500, r1_weight=0.0, learning_rate=2e-4, widths=(32, 64, 128))
     config.optim = dict(

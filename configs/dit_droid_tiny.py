@@ -1,8 +1,8 @@
 """A small DiT on real robot clips at 112x64, 13 frames, 10 fps, for two CPU cores.
 
     sora-jax train --config configs/autoencoder_droid.py --workdir runs/droid/autoencoder \
-        --config.model.latent_channels=32 --config.train.num_steps=20 --config.optim.warmup_steps=5 \
-        --config.optim.learning_rate=2e-4
+        --config.start.whiten=False --config.model.latent_channels=32 --config.train.num_steps=20 \
+        --config.optim.warmup_steps=5 --config.optim.learning_rate=2e-4
     sora-jax encode --autoencoder runs/droid/autoencoder --data runs/droid/clips \
         --out runs/droid/latents --short_side 64 --fps 10 --max_frames 13 --latent_multiple 2 --latent_scale all
     sora-jax train --config configs/dit_droid_tiny.py --workdir runs/droid/dit

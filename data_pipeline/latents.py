@@ -197,7 +197,8 @@ def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any]:
         if found != described[name]:
             raise UserError(
                 f"{out} holds latents of another {name.replace('_', ' ')}: {str(found)[:12]} there, "
-                f"{str(described[name])[:12]} now; choose another folder or delete it"
+                f"{str(described[name])[:12]} now (another --latent_scale too makes another); "
+                "choose another folder or delete it"
             )
     return _counts(manifest, out)
 

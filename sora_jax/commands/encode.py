@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--latent_scale",
         choices=("channel", "all"),
         default="channel",
-        help="what latents are divided by: each channel by its own deviation, or all by one, so that a channel that "
-        "hardly varies stays small (for linear codes that are not whitened)",
+        help="what latents are divided by: the deviations of the autoencoder's export (made now, it has one for each "
+        "channel), or one for all, so that a channel that hardly varies stays small (for codes that are not whitened)",
     )
     parser.add_argument("--tile", type=int, default=0, help="code frames in tiles of so many pixels; 0: whole")
     parser.add_argument("--mesh", help="axes and sizes, as in training (default: data over all accelerators here)")

@@ -185,7 +185,7 @@ class Codec:
         return latents * self.latent_std + self.latent_mean
 
     def with_one_scale(self) -> "Codec":
-        """Divides latents by one deviation, the root mean square of the channels'."""
+        """This codec, dividing latents by one deviation: the root mean square of the channels'."""
         rms = np.sqrt(np.square(self.latent_std).mean(dtype=np.float64))
         return dataclasses.replace(self, latent_std=np.full_like(self.latent_std, rms))
 

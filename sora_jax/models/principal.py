@@ -3,8 +3,8 @@
 A fresh network whose residual blocks start at zero and whose latents are not normalised (`norm_latents=False`) is a
 chain of linear maps. Each map of the encoder becomes the first principal components of what reaches it (Pearson 1901:
 of all linear codes as wide the one of least squared error), the decoder's maps their transposes. Latents have mean 0,
-deviation 1 (each, or all together if they are not whitened: then their distances are those of the pictures) and hardly
-any noise. On a CPU this is what the first thousands of steps would be spent on.
+deviation 1 (each, or all together if they are not whitened: then distances are in proportion to the pictures') and
+hardly any noise. On a CPU this is what the first thousands of steps would be spent on.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from data_pipeline.errors import UserError
 from sora_jax.models.autoencoder import AutoencoderConfig
 
 START_LOG_VARIANCE = -8.0
-"""Of the latents: noise 44 dB below them."""
+"""Of the latents: noise 35 dB below a deviation of 1, so nearer to channels that are smaller."""
 LEAST_VARIANCE = 1e-8
 
 Weights = dict[tuple[str, ...], Float32[np.ndarray, "..."]]

@@ -51,7 +51,8 @@ class Program:
 
 @dataclass(frozen=True)
 class DoesNotFit:
-    """The compiler's own refusal: it found `needed` bytes for a device that has `available`."""
+    """The compiler's own refusal: it found `needed` bytes, or more, for a device that has `available`. Where the
+    temporaries alone are too many it names only those."""
 
     needed: int
     available: int
