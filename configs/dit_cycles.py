@@ -4,7 +4,7 @@
     sora-jax data build --videos runs/cycles/videos --captions runs/cycles/videos/captions.jsonl --out runs/cycles/clips
     sora-jax encode --autoencoder runs/quickstart/autoencoder --data runs/cycles/clips --out runs/cycles/latents
     sora-jax train --config configs/dit_cycles.py --workdir runs/cycles/dit
-    sora-jax evaluate --metric modes --run runs/cycles/dit --real runs/cycles/clips --num_real 120 \\
+    sora-jax evaluate --metric modes --run runs/cycles/dit --real runs/cycles/clips --num_real 120 \
         --guidance 1.5 --out runs/cycles/modes.json
 
 A fifth of the samples know both ends, as a loop does. LOG.md says what it reached.

@@ -195,10 +195,10 @@ def _finished(out: Path, described: dict[str, Any]) -> dict[str, Any]:
     for name in ("autoencoder_fingerprint", "data_fingerprint", "options"):
         found = manifest.metadata.get(name, "")
         if found != described[name]:
+            hint = " (another --latent_scale makes another)" if name == "autoencoder_fingerprint" else ""
             raise UserError(
                 f"{out} holds latents of another {name.replace('_', ' ')}: {str(found)[:12]} there, "
-                f"{str(described[name])[:12]} now (another --latent_scale too makes another); "
-                "choose another folder or delete it"
+                f"{str(described[name])[:12]} now{hint}; choose another folder or delete it"
             )
     return _counts(manifest, out)
 

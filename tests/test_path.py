@@ -211,15 +211,8 @@ def test_latents_of_another_autoencoder_are_refused(world, tmp_path, capsys):
 
 
 def test_latents_of_one_scale_come_with_a_codec_of_their_own(world, tmp_path, capsys):
-    encode = (
-        "encode",
-        "--autoencoder",
-        world / "autoencoder",
-        "--data",
-        world / "clips",
-        "--out",
-        tmp_path / "latents",
-    )
+    sources = ("--autoencoder", world / "autoencoder", "--data", world / "clips")
+    encode = ("encode", *sources, "--out", tmp_path / "latents")
     assert run(*encode, "--latent_scale", "all") == 0
     channelwise, scaled = load_codec(world / "autoencoder"), load_codec(tmp_path / "latents/autoencoder")
     assert np.ptp(channelwise.latent_std) > 0

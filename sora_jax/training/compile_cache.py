@@ -35,10 +35,7 @@ def use_compile_cache(folder: str | None = None) -> None:
     import jax  # not above: the verbs say what their options are before they need it
 
     if folder == OFF:
-        from jax.experimental.compilation_cache.compilation_cache import reset_cache
-
-        jax.config.update("jax_enable_compilation_cache", False)
-        reset_cache()  # it may have been looked at already
+        _enable(False)
         return
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
@@ -63,22 +60,25 @@ def use_compile_cache(folder: str | None = None) -> None:
 @contextlib.contextmanager
 def without_compile_cache() -> Iterator[None]:
     """Programs are neither read nor kept within: those whose compilation is timed, and those for devices that are not
-    here, which can be kept but not read again.
-
-    JAX looks at the option when the first program of a process is compiled and never again, until it is reset. The
-    option is the process's: not for several threads at once.
+    here, which can be kept but not read again. The cache is the process's: not for several threads at once.
     """
     import jax
-    from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
     was = jax.config.jax_enable_compilation_cache
     try:
-        jax.config.update("jax_enable_compilation_cache", False)
-        reset_cache()
+        _enable(False)
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", was)
-        reset_cache()
+        _enable(was)
+
+
+def _enable(is_enabled: bool) -> None:
+    """JAX looks at its option when the first program of a process is compiled and never again, until it is reset."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    jax.config.update("jax_enable_compilation_cache", is_enabled)
+    reset_cache()
 
 
 def default_folder() -> Path:
